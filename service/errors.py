@@ -1,0 +1,109 @@
+"""Everything that can go wrong with a request or a start, each with its HTTP status and stable code.
+
+The service answers a `RequestError` as problem+json (RFC 9457); `StartError` ends the start with its message.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class TTVideoError(Exception):
+    """Root of the tree. The message says what was expected and what came."""
+
+
+class RequestError(TTVideoError):
+    """A request that cannot be answered as asked.
+
+    Attributes:
+        status: HTTP status code.
+        code: stable machine-readable name; clients may match on it.
+        title: one line that is the same for every occurrence.
+    """
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+    title: ClassVar[str] = "The service failed to answer"
+
+    def __init__(self, detail: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.retry_after_s = retry_after_s
+
+
+class EmptyUpload(RequestError):
+    status = 400
+    code = "empty_upload"
+    title = "Nothing was uploaded"
+
+
+class MalformedUpload(RequestError):
+    status = 400
+    code = "malformed_upload"
+    title = "The upload cannot be parsed"
+
+
+class UnknownModel(RequestError):
+    status = 404
+    code = "unknown_model"
+    title = "There is no such model"
+
+
+class UploadTooLarge(RequestError):
+    status = 413
+    code = "upload_too_large"
+    title = "The upload is too large"
+
+
+class NotAVideo(RequestError):
+    status = 415
+    code = "not_a_video"
+    title = "The upload is not a video in a supported container"
+
+
+class NoVideoStream(RequestError):
+    status = 422
+    code = "no_video_stream"
+    title = "The file holds no video stream"
+
+
+class UndecodableVideo(RequestError):
+    status = 422
+    code = "undecodable_video"
+    title = "The video cannot be decoded"
+
+
+class DecoderCrashed(RequestError):
+    status = 422
+    code = "decoder_crashed"
+    title = "The decoder crashed on this video"
+
+
+class InvalidParameter(RequestError):
+    status = 422
+    code = "invalid_parameter"
+    title = "A parameter is out of its range"
+
+
+class Busy(RequestError):
+    status = 503
+    code = "busy"
+    title = "The service is at its limit"
+
+
+class DeadlineExceeded(RequestError):
+    status = 504
+    code = "deadline_exceeded"
+    title = "The answer was not ready in time"
+
+
+class StartError(TTVideoError):
+    """The service cannot start as asked."""
+
+
+class InvalidModel(StartError):
+    """A model file that does not keep the contract of `service.manifest`."""
+
+
+class ProviderUnavailable(StartError):
+    """An execution provider was asked for by name and cannot be had."""

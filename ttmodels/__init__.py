@@ -1,0 +1,1 @@
+"""Tensor-Train recurrent networks on raw video."""
