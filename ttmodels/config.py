@@ -1,0 +1,114 @@
+"""Configurations of models and of training runs: frozen, checked, and to and from JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from service.manifest import Scaling
+from service.video import Sampling
+from ttmodels.modes import check_modes
+from ttmodels.tensor_train import TTShape
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A ClipClassifier: what a clip is, the TT recurrence, the classes.
+
+    Raises:
+        ValueError: modes that do not multiply to the frame, an unknown cell, fewer than two labels.
+    """
+
+    labels: tuple[str, ...]
+    input_modes: tuple[int, ...]
+    output_modes: tuple[int, ...]
+    tt_ranks: tuple[int, ...]
+    """d + 1 of them, 1 at both ends."""
+    cell: Literal["rnn", "gru", "lstm"] = "gru"
+    pooling: Literal["last", "mean"] = "last"
+    """A clip's logits: those at its last step, or the mean over its steps."""
+    dropout: float = 0.0
+    """Between the recurrence and the head, in training."""
+    sampling: Sampling = field(default_factory=Sampling)
+    scaling: Scaling = field(default_factory=Scaling)
+
+    def __post_init__(self) -> None:
+        shape = TTShape(self.input_modes, self.output_modes, self.tt_ranks)
+        height, width = self.sampling.height, self.sampling.width
+        check_modes(shape.input_modes, height * width * 3, f"input_modes for {width}x{height} RGB")
+        if self.cell not in ("rnn", "gru", "lstm"):
+            raise ValueError(f"expected a cell of rnn, gru, lstm, got {self.cell!r}")
+        if self.pooling not in ("last", "mean"):
+            raise ValueError(f"expected a pooling of last, mean, got {self.pooling!r}")
+        if len(set(self.labels)) != len(self.labels) or len(self.labels) < 2:
+            raise ValueError(f"expected at least two labels that differ, got {list(self.labels)}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"expected a dropout in [0, 1), got {self.dropout}")
+
+    @property
+    def hidden_size(self) -> int:
+        return math.prod(self.output_modes)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run. Rates are per step of the optimiser, AdamW; the schedule is a warm-up and a cosine to 0."""
+
+    epochs: int = 30
+    batch_size: int = 32
+    learning_rate: float = 3e-3
+    weight_decay: float = 1e-4
+    warmup: float = 0.05
+    """Share of all steps."""
+    clip_norm: float = 1.0
+    """Largest norm of the gradient."""
+    over_time_weight: float = 0.0
+    """Share of the loss that every step of time has, beside the clip's own."""
+    valid_fraction: float = 0.1
+    """Share of the clips, class by class, held back to choose the best epoch. The test set is another folder."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 1:
+            raise ValueError(f"expected positive epochs and batch_size, got {self.epochs} and {self.batch_size}")
+        if not 0 < self.valid_fraction < 1:
+            raise ValueError(f"expected a valid_fraction in (0, 1), got {self.valid_fraction}")
+        if not 0 <= self.over_time_weight < 1:
+            raise ValueError(f"expected an over_time_weight in [0, 1), got {self.over_time_weight}")
+
+
+def to_json(config: ModelConfig | TrainConfig) -> str:
+    def plain(value: object) -> object:
+        if isinstance(value, (Sampling, Scaling)):
+            return value.model_dump()
+        raise TypeError(f"no JSON for {type(value).__name__}")
+
+    fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    return json.dumps(fields, default=plain)
+
+
+def model_config_from_json(text: str) -> ModelConfig:
+    values = _known(ModelConfig, text)
+    for name in ("labels", "input_modes", "output_modes", "tt_ranks"):
+        values[name] = tuple(values[name])
+    values["sampling"] = Sampling.model_validate(values["sampling"])
+    values["scaling"] = Scaling.model_validate(values["scaling"])
+    return ModelConfig(**values)
+
+
+def train_config_from_json(text: str) -> TrainConfig:
+    return TrainConfig(**_known(TrainConfig, text))
+
+
+def _known(kind: type, text: str) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(text)
+    expected = {f.name for f in dataclasses.fields(kind)}
+    if set(values) != expected:
+        raise ValueError(
+            f"{kind.__name__}: expected the fields {sorted(expected)}; missing {sorted(expected - set(values))}, "
+            f"unknown {sorted(set(values) - expected)}"
+        )
+    return values

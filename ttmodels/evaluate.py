@@ -1,0 +1,83 @@
+"""How good a model is on a folder of labelled clips: accuracy, loss, confusion.
+
+`python -m ttmodels.evaluate CHECKPOINT --data FOLDER` prints them and can write them for the model file's manifest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from service.manifest import Metrics
+from ttmodels import checkpoint
+from ttmodels.classifier import ClipClassifier
+from ttmodels.data.folder import DecodedClips, list_clips
+
+
+@torch.inference_mode()
+def evaluate(model: ClipClassifier, data: DecodedClips, split: str, batch_size: int = 64) -> tuple[float, Metrics]:
+    """Mean cross-entropy in nats, and the figures."""
+    model.eval()
+    num_classes = len(model.config.labels)
+    confusion = np.zeros((num_classes, num_classes), np.int64)
+    loss = 0.0
+    for frames, targets in tqdm(data.batches(batch_size), split, -(-len(data) // batch_size), leave=False):
+        logits = model(frames).logits
+        loss += float(nn.functional.cross_entropy(logits, targets, reduction="sum"))
+        np.add.at(confusion, (targets.numpy(), logits.argmax(-1).numpy()), 1)
+    metrics = Metrics(
+        split=split,
+        num_clips=len(data),
+        accuracy=float(np.trace(confusion) / max(len(data), 1)),
+        confusion=tuple(tuple(int(n) for n in row) for row in confusion),
+    )
+    return loss / max(len(data), 1), metrics
+
+
+def confusion_table(labels: Sequence[str], confusion: Sequence[Sequence[int]]) -> str:
+    """Rows: true class; columns: predicted class, by the labels' numbers."""
+    width = max(len(label) for label in labels)
+    cell = max(4, *(len(str(n)) + 1 for row in confusion for n in row))
+    lines = [" " * (width + 3) + "".join(f"{i:>{cell}}" for i in range(len(labels)))]
+    for i, (label, row) in enumerate(zip(labels, confusion, strict=True)):
+        lines.append(f"{i:>2} {label:<{width}}" + "".join(f"{n or '.':>{cell}}" for n in row))
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m ttmodels.evaluate", description=__doc__)
+    parser.add_argument("checkpoint", type=Path, help="a .safetensors file of ttmodels.train")
+    parser.add_argument("--data", type=Path, required=True, help="folder with one sub-folder per class")
+    parser.add_argument("--split", default="test", help="name of this set of clips in the figures")
+    parser.add_argument("--cache", type=Path, help="folder for decoded clips, kept; a temporary one without it")
+    parser.add_argument("--write", type=Path, help="write the figures as JSON, for `exporters.to_onnx --metrics`")
+    options = parser.parse_args(arguments)
+    try:
+        model = checkpoint.load(options.checkpoint).model()
+        clips = list_clips(options.data, model.config.labels)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory() as scratch:
+        data = DecodedClips(clips, model.config.sampling, options.cache or Path(scratch))
+        loss, metrics = evaluate(model, data, options.split)
+    for path, reason in data.unreadable.items():
+        print(f"could not read {path}: {reason}", file=sys.stderr)
+    print(f"{options.split}: accuracy {metrics.accuracy:.4f}, loss {loss:.4f}, {metrics.num_clips} clips")
+    print(confusion_table(model.config.labels, metrics.confusion or ()))
+    if options.write:
+        options.write.parent.mkdir(parents=True, exist_ok=True)
+        options.write.write_text(metrics.model_dump_json())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
