@@ -30,9 +30,9 @@ def evaluate(model: ClipClassifier, data: DecodedClips, split: str, batch_size: 
     confusion = np.zeros((num_classes, num_classes), np.int64)
     loss = 0.0
     for frames, targets in tqdm(data.batches(batch_size), split, -(-len(data) // batch_size), leave=False):
-        logits = model(frames).logits
-        loss += float(nn.functional.cross_entropy(logits, targets, reduction="sum"))
-        np.add.at(confusion, (targets.numpy(), logits.argmax(-1).numpy()), 1)
+        logits = model(torch.from_numpy(frames)).logits
+        loss += float(nn.functional.cross_entropy(logits, torch.from_numpy(targets), reduction="sum"))
+        np.add.at(confusion, (targets, logits.argmax(-1).numpy()), 1)
     metrics = Metrics(
         split=split,
         num_clips=len(data),

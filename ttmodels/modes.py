@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 
-def prime_factors(size: int) -> list[int]:
-    """Prime factors of `size`, ascending, with multiplicity."""
-    if size < 1:
-        raise ValueError(f"expected a positive size, got {size}")
-    factors, candidate = [], 2
-    while candidate * candidate <= size:
-        while size % candidate == 0:
-            factors.append(candidate)
-            size //= candidate
-        candidate += 1
-    return [*factors, size] if size > 1 else factors
-
-
+@functools.cache
 def balanced_modes(size: int, num_modes: int) -> tuple[int, ...]:
-    """Split `size` into `num_modes` factors as equal as its primes allow, ascending.
+    """Split `size` into `num_modes` factors as equal as can be (the least sum), ascending.
 
     >>> balanced_modes(57600, 4)
     (15, 15, 16, 16)
     """
-    if num_modes < 1:
-        raise ValueError(f"expected at least one mode, got {num_modes}")
-    modes = [1] * num_modes
-    for factor in reversed(prime_factors(size)):
-        modes[modes.index(min(modes))] *= factor
-    return tuple(sorted(modes))
+    if size < 1 or num_modes < 1:
+        raise ValueError(f"expected a positive size and at least one mode, got {size} and {num_modes}")
+    if num_modes == 1:
+        return (size,)
+    least = [mode for mode in range(1, size + 1) if mode**num_modes <= size and size % mode == 0]
+    return min((tuple(sorted((mode, *balanced_modes(size // mode, num_modes - 1)))) for mode in least), key=sum)
 
 
 def frame_modes(height: int, width: int, channels: int = 3) -> tuple[int, int, int, int]:

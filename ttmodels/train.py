@@ -14,7 +14,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -33,6 +33,8 @@ from ttmodels.data.folder import DecodedClips, list_clips, split_by_class
 from ttmodels.evaluate import confusion_table, evaluate
 from ttmodels.modes import balanced_modes, frame_modes
 from ttmodels.tensor_train import TTShape
+
+Batch = tuple[np.ndarray, np.ndarray]
 
 
 def train(data: Path, out: Path, model_config: ModelConfig, config: TrainConfig, *, cache: Path, resume: bool) -> float:
@@ -72,7 +74,8 @@ def train(data: Path, out: Path, model_config: ModelConfig, config: TrainConfig,
         model.train()
         train_loss = 0.0
         bar = tqdm(_read_ahead(shuffled), f"epoch {epoch + 1}/{config.epochs}", steps_per_epoch, unit="batch")
-        for step, (frames, targets) in enumerate(bar, epoch * steps_per_epoch):
+        for step, batch in enumerate(bar, epoch * steps_per_epoch):
+            frames, targets = map(torch.from_numpy, batch)
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * schedule(step / num_steps, config.warmup)
             loss = clip_loss(model(frames), targets, config.over_time_weight)
@@ -125,14 +128,12 @@ def schedule(done: float, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
 
 
-def _read_ahead(batches):  # type: ignore[no-untyped-def]
+def _read_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
     """One batch is read while another is computed on."""
-    end = object()
-    iterator = iter(batches)
     with ThreadPoolExecutor(1) as reader:
-        coming = reader.submit(next, iterator, end)
-        while (batch := coming.result()) is not end:
-            coming = reader.submit(next, iterator, end)
+        coming = reader.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = reader.submit(next, batches, None)
             yield batch
 
 

@@ -1,6 +1,7 @@
 """A folder with one sub-folder of videos per class, decoded once to a cache on disk.
 
-Clips are read through `service.video`, in processes of their own, so training sees the pixels that serving sees.
+Clips are read through `service.video`, in processes of their own, so training sees the pixels that serving sees. There
+is no torch in this module, so that those processes start fast.
 """
 
 from __future__ import annotations
@@ -16,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from service.errors import RequestError
@@ -124,11 +123,11 @@ class DecodedClips:
     def __len__(self) -> int:
         return len(self.clips)
 
-    def batch(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+    def batch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """uint8 [batch, time, height, width, 3] and int64 [batch]."""
-        return torch.from_numpy(self._frames[self._rows[indices]]), torch.from_numpy(self.clips.targets[indices])
+        return self._frames[self._rows[indices]], self.clips.targets[indices]
 
-    def batches(self, batch_size: int, rng: np.random.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, batch_size: int, rng: np.random.Generator | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Each clip once, in order, or shuffled by `rng`."""
         order = np.arange(len(self)) if rng is None else rng.permutation(len(self))
         for start in range(0, len(order), batch_size):

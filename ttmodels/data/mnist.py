@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -22,10 +23,10 @@ def read_idx(path: Path) -> np.ndarray:
     if len(data) < 4 or data[:3] != b"\x00\x00\x08":
         raise ValueError(f"{path}: expected an idx file of unsigned bytes, got the first bytes {data[:4].hex()}")
     num_dims = data[3]
-    shape = np.frombuffer(data, ">u4", num_dims, 4)
+    shape = tuple(np.frombuffer(data, ">u4", num_dims, 4).tolist())
     values = np.frombuffer(data, np.uint8, offset=4 + 4 * num_dims)
-    if values.size != shape.prod():
-        raise ValueError(f"{path}: expected {shape.prod()} values for shape {tuple(shape)}, got {values.size}")
+    if values.size != math.prod(shape):
+        raise ValueError(f"{path}: expected {math.prod(shape)} values for shape {shape}, got {values.size}")
     return values.reshape(shape)
 
 

@@ -201,8 +201,9 @@ def paste(frame: np.ndarray, mask: np.ndarray, colour: np.ndarray, x: float, y: 
     """Blend `colour` into `frame` [H, W, 3] through `mask` [h, w], scaled to `size` pixels round (x, y), sub-pixel."""
     height, width = frame.shape[:2]
     left, top = x - size / 2, y - size / 2
-    columns = np.arange(max(int(np.floor(left)), 0), min(int(np.ceil(left + size)) + 1, width))
-    lines = np.arange(max(int(np.floor(top)), 0), min(int(np.ceil(top + size)) + 1, height))
+    soft = size / min(mask.shape)  # bilinear edges fade over a cell of the mask
+    columns = np.arange(max(int(left - soft), 0), min(int(left + size + soft) + 1, width))
+    lines = np.arange(max(int(top - soft), 0), min(int(top + size + soft) + 1, height))
     if not len(columns) or not len(lines):
         return
     padded = np.pad(mask, 1)

@@ -1,0 +1,37 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REAL_CLIPS = Path(__file__).parents[2] / "shared" / "clips"
+"""Real videos beside the checkout; they keep their sources' rights and are no part of the project."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that takes `real_clip` runs once on each; without them it is skipped, but not in CI."""
+    if "real_clip" not in metafunc.fixturenames:
+        return
+    clips = sorted(p for p in REAL_CLIPS.glob("*") if p.suffix in {".mp4", ".avi", ".mpeg"})
+    if clips:
+        metafunc.parametrize("real_clip", clips, ids=[clip.name[:24] for clip in clips])
+    elif os.environ.get("CI"):
+        raise FileNotFoundError(f"expected real clips in {REAL_CLIPS}")
+    else:
+        reason = pytest.mark.skip(reason=f"no real clips in {REAL_CLIPS}")
+        metafunc.parametrize("real_clip", [pytest.param(None, marks=reason)])
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `gpu` are skipped without CUDA."""
+    if not any(item.get_closest_marker("gpu") for item in items):
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))

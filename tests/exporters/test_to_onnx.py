@@ -1,0 +1,176 @@
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from exporters import recurrence, to_onnx
+from exporters.to_onnx import export
+from exporters.verify import ParityError
+from service.manifest import METADATA_KEY, Manifest, Metrics, Scaling
+from tests.made import tiny_config
+from tests.tolerances import LOGITS
+from ttmodels import checkpoint, contraction
+from ttmodels.checkpoint import Checkpoint, Progress
+from ttmodels.classifier import ClipClassifier
+from ttmodels.config import ModelConfig, TrainConfig
+from ttmodels.contraction import Plan
+
+STANDARD_OPS = {
+    *("MatMul", "Gemm", "Reshape", "Transpose", "Add", "Mul", "Div", "Cast", "Where", "Less", "Range", "Shape"),
+    *("Concat", "Squeeze", "Unsqueeze", "ReduceSum", "RNN", "GRU", "LSTM"),
+}
+
+
+@torch.no_grad()
+def save(path: Path, config: ModelConfig) -> Checkpoint:
+    """A checkpoint of random weights, the biases too."""
+    model = ClipClassifier(config)
+    for name, parameter in model.named_parameters():
+        if "bias" in name:
+            parameter.normal_()
+    checkpoint.save(path, model, TrainConfig(), Progress(data_set="made", num_clips={"train": 5}))
+    return checkpoint.load(path)
+
+
+def run(path: Path, frames: torch.Tensor, lengths: list[int]) -> list[np.ndarray]:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    feeds = {"frames": frames.numpy(), "lengths": np.array(lengths, np.int32)}
+    return session.run(["logits", "logits_over_time"], feeds)
+
+
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_the_file_computes_what_the_model_does(cell: str, pooling: str, tmp_path: Path) -> None:
+    """At sizes beside those that the exporter itself checks."""
+    saved = save(tmp_path / "a.safetensors", tiny_config(cell=cell, pooling=pooling))
+    export(saved, tmp_path / "model.onnx", name="made")
+    for batch, time in ((1, 2), (3, 5), (7, 20)):
+        frames = torch.randint(0, 256, (batch, time, 12, 16, 3), dtype=torch.uint8)
+        lengths = [time - i % time for i in range(batch)]
+        want = saved.model()(frames, torch.tensor(lengths))
+        for got, expected in zip(run(tmp_path / "model.onnx", frames, lengths), want, strict=True):
+            assert got.shape == expected.shape
+            assert np.abs(got - expected.detach().numpy()).max() < LOGITS
+
+
+@pytest.mark.parametrize("plan", list(contraction.all_plans(4)), ids=str)
+def test_every_plan_is_the_same_function(plan: Plan, tmp_path: Path) -> None:
+    export(save(tmp_path / "a.safetensors", tiny_config()), tmp_path / "model.onnx", name="made", plan=plan)
+    assert Manifest.from_metadata(_metadata(tmp_path / "model.onnx")).contraction.groups == plan.groups
+
+
+@pytest.mark.parametrize(
+    ("modes", "std"),
+    [
+        ((3, 4, 4, 12), (0.5, 0.25, 1.0)),  # a scale per channel, folded into the last core
+        ((3, 12, 4, 4), (0.5, 0.5, 0.5)),  # the last mode cuts through the channels: one scale folds
+        ((3, 12, 4, 4), (0.5, 0.25, 1.0)),  # and three cannot
+    ],
+)
+def test_scaling_lives_in_the_graph(modes: tuple[int, ...], std: tuple[float, float, float], tmp_path: Path) -> None:
+    config = tiny_config(input_modes=modes, scaling=Scaling(mean=(0.1, 0.5, 0.9), std=std))
+    export(save(tmp_path / "a.safetensors", config), tmp_path / "model.onnx", name="made")
+
+
+def test_only_standard_ops_and_a_stated_gru_formula(tmp_path: Path) -> None:
+    for cell in ("rnn", "gru", "lstm"):
+        export(save(tmp_path / "a.safetensors", tiny_config(cell=cell)), tmp_path / "model.onnx", name="made")
+        proto = onnx.load(tmp_path / "model.onnx")
+        assert {node.op_type for node in proto.graph.node} <= STANDARD_OPS
+        assert [opset.domain for opset in proto.opset_import] == [""]
+        (recurrence,) = [node for node in proto.graph.node if node.op_type == cell.upper()]
+        if cell == "gru":
+            formula = {a.name: onnx.helper.get_attribute_value(a) for a in recurrence.attribute}["linear_before_reset"]
+            assert formula == 1
+
+
+def test_the_interface(tmp_path: Path) -> None:
+    export(save(tmp_path / "a.safetensors", tiny_config()), tmp_path / "model.onnx", name="made")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    assert [(i.name, i.type, i.shape) for i in session.get_inputs()] == [
+        ("frames", "tensor(uint8)", ["batch", "time", 12, 16, 3]),
+        ("lengths", "tensor(int32)", ["batch"]),
+    ]
+    assert [(o.name, o.type, o.shape) for o in session.get_outputs()] == [
+        ("logits", "tensor(float)", ["batch", 3]),
+        ("logits_over_time", "tensor(float)", ["batch", "time", 3]),
+    ]
+
+
+def test_the_manifest_says_everything(tmp_path: Path) -> None:
+    saved = save(tmp_path / "a.safetensors", tiny_config())
+    metrics = Metrics(split="test", num_clips=4, accuracy=0.75)
+    returned = export(saved, tmp_path / "model.onnx", name="made", version="3", metrics=[metrics], temperature=1.5)
+    manifest = Manifest.from_metadata(_metadata(tmp_path / "model.onnx"))
+    assert manifest == returned
+    assert manifest.labels == ("left", "right", "still")
+    assert manifest.sampling == saved.model_config.sampling
+    assert (manifest.name, manifest.version, manifest.temperature) == ("made", "3", 1.5)
+    assert manifest.architecture.num_parameters == saved.model().num_parameters()
+    assert manifest.metrics == (metrics,)
+    assert manifest.data_set.num_clips == {"train": 5}
+    assert manifest.checkpoint_sha256 == saved.sha256
+    assert 0 < manifest.parity.max_abs_error <= manifest.parity.tolerance
+
+
+def test_failed_parity_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault in the graph, of the kind that a wrong gate order is, is found and nothing is written."""
+    saved = save(tmp_path / "a.safetensors", tiny_config(cell="lstm"))
+    faulty = {kind: (op, tuple(sorted(order)), extra) for kind, (op, order, extra) in recurrence._OPS.items()}
+    monkeypatch.setattr("exporters.recurrence._OPS", faulty)
+    with pytest.raises(ParityError, match="differs from torch by"):
+        export(saved, tmp_path / "model.onnx", name="made")
+    assert to_onnx.main([str(tmp_path / "a.safetensors"), "-o", str(tmp_path / "model.onnx")]) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = save(tmp_path / "a.safetensors", tiny_config())
+    path = tmp_path / "model.onnx"
+    export(saved, path, name="made")
+    before = path.read_bytes()
+
+    def fail(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(to_onnx.os, "fsync", fail)
+    with pytest.raises(OSError, match="No space left"):
+        export(saved, path, name="made")
+    assert path.read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.safetensors", "model.onnx"]
+
+
+def test_the_command_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(tmp_path / "a.safetensors", tiny_config())
+    figures = tmp_path / "test.json"
+    figures.write_text(Metrics(split="held-out", num_clips=40, accuracy=0.975).model_dump_json())
+    arguments = [str(tmp_path / "a.safetensors"), "-o", str(tmp_path / "m.onnx"), "--metrics", str(figures)]
+    assert to_onnx.main(arguments) == 0
+    printed = capsys.readouterr().out
+    for part in ("TT-GRU", "largest difference to torch", "0.9750 on 40 clips of held-out", "right to left"):
+        assert part in printed
+
+
+@pytest.mark.parametrize("more", [["--name", "a/b"], ["--temperature", "0"]])
+def test_what_the_manifest_does_not_allow_is_refused(
+    more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path / "a.safetensors", tiny_config())
+    assert to_onnx.main([str(tmp_path / "a.safetensors"), "-o", str(tmp_path / "m.onnx"), *more]) == 1
+    assert capsys.readouterr().err.startswith("error: ")
+    assert not (tmp_path / "m.onnx").exists()
+
+
+def test_a_foreign_checkpoint_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.safetensors").write_bytes(b"no")
+    assert to_onnx.main([str(tmp_path / "a.safetensors"), "-o", str(tmp_path / "m.onnx")]) == 1
+    assert "expected a safetensors file" in capsys.readouterr().err
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    metadata = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    assert set(metadata) == {METADATA_KEY}
+    return metadata

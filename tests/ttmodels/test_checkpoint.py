@@ -1,0 +1,85 @@
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.made import tiny_config
+from ttmodels import checkpoint
+from ttmodels.checkpoint import Progress
+from ttmodels.classifier import ClipClassifier
+from ttmodels.config import TrainConfig
+
+FRAMES = torch.randint(0, 256, (2, 4, 12, 16, 3), dtype=torch.uint8)
+
+
+def step(model: ClipClassifier, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad()
+    model(FRAMES).logits.square().sum().backward()
+    optimizer.step()
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    model, run = ClipClassifier(tiny_config(cell="lstm")).eval(), TrainConfig(epochs=5)
+    progress = Progress(epoch=2, best_accuracy=0.5, history=[{"train_loss": 1.0}], data_set="clips")
+    checkpoint.save(tmp_path / "a.safetensors", model, run, progress)
+    loaded = checkpoint.load(tmp_path / "a.safetensors")
+    assert (loaded.model_config, loaded.train_config, loaded.progress) == (model.config, run, progress)
+    assert torch.equal(loaded.model()(FRAMES).logits, model(FRAMES).logits)
+
+
+def test_training_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+    model = ClipClassifier(tiny_config())
+    optimizer = torch.optim.AdamW(model.parameters(), 0.01)
+    step(model, optimizer)
+    checkpoint.save(tmp_path / "a.safetensors", model, TrainConfig(), Progress(), optimizer)
+    loaded = checkpoint.load(tmp_path / "a.safetensors")
+    other = loaded.model().train()
+    resumed = torch.optim.AdamW(other.parameters(), 0.01)
+    loaded.restore_optimizer(resumed)
+    for _ in range(3):
+        step(model, optimizer)
+        step(other, resumed)
+    assert torch.equal(model(FRAMES).logits, other(FRAMES).logits)
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.safetensors"
+    model = ClipClassifier(tiny_config())
+    checkpoint.save(path, model, TrainConfig(), Progress())
+    before = path.read_bytes()
+
+    def fail(_tensors: object, target: Path, _header: object) -> None:
+        target.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", fail)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.save(path, model, TrainConfig(), Progress())
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_foreign_broken_and_newer_files_are_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    with pytest.raises(FileNotFoundError, match="expected a checkpoint"):
+        checkpoint.load(path)
+    path.write_bytes(b"\x80\x04pickle?")
+    with pytest.raises(ValueError, match="expected a safetensors file"):
+        checkpoint.load(path)
+    save_file({"weight": torch.zeros(2)}, path)
+    with pytest.raises(ValueError, match="not a checkpoint of ttvideo"):
+        checkpoint.load(path)
+    save_file({"weight": torch.zeros(2)}, path, {"ttvideo.format": "99"})
+    with pytest.raises(ValueError, match="checkpoint format 99, this code reads up to 1"):
+        checkpoint.load(path)
+    save_file({"weight": torch.zeros(2)}, path, {"ttvideo.format": "1"})
+    with pytest.raises(ValueError, match="header is not complete"):
+        checkpoint.load(path)
+
+
+def test_the_best_cannot_be_resumed_from(tmp_path: Path) -> None:
+    model = ClipClassifier(tiny_config())
+    checkpoint.save(tmp_path / "best.safetensors", model, TrainConfig(), Progress())
+    with pytest.raises(ValueError, match="resume from `last`"):
+        checkpoint.load(tmp_path / "best.safetensors").restore_optimizer(torch.optim.AdamW(model.parameters()))

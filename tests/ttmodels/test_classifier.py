@@ -1,0 +1,62 @@
+import pytest
+import torch
+
+from service.manifest import Scaling
+from tests.made import tiny_config
+from tests.tolerances import CONTRACTION
+from ttmodels.classifier import ClipClassifier
+
+
+def clips(batch: int, time: int) -> torch.Tensor:
+    return torch.randint(0, 256, (batch, time, 12, 16, 3), dtype=torch.uint8)
+
+
+def test_scaling_is_per_channel() -> None:
+    model = ClipClassifier(tiny_config(scaling=Scaling(mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 1.0))))
+    frames = clips(1, 1)
+    want = (frames.double() / 255 - torch.tensor([0.1, 0.2, 0.3])) / torch.tensor([0.5, 0.25, 1.0])
+    assert torch.allclose(model.scale(frames).double(), want.flatten(2), atol=CONTRACTION)
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_padding_changes_nothing(pooling: str) -> None:
+    """A clip in a longer batch gets the logits that it gets alone."""
+    model = ClipClassifier(tiny_config(pooling=pooling)).eval()
+    batch, lengths = clips(3, 8), torch.tensor([8, 3, 1])
+    together = model(batch, lengths)
+    for i, length in enumerate(lengths.tolist()):
+        alone = model(batch[i : i + 1, :length])
+        assert torch.allclose(together.logits[i], alone.logits[0], atol=CONTRACTION)
+        assert torch.allclose(together.logits_over_time[i, :length], alone.logits_over_time[0], atol=CONTRACTION)
+        assert bool((together.logits_over_time[i, length:] == together.logits_over_time[i, length - 1]).all())
+
+
+def test_pooling() -> None:
+    frames = clips(2, 5)
+    for pooling in ("last", "mean"):
+        out = ClipClassifier(tiny_config(pooling=pooling)).eval()(frames)
+        want = out.logits_over_time[:, -1] if pooling == "last" else out.logits_over_time.mean(1)
+        assert torch.allclose(out.logits, want)
+
+
+def test_dropout_is_on_in_training_and_off_in_evaluation() -> None:
+    model, frames = ClipClassifier(tiny_config(dropout=0.5)), clips(1, 4)
+    assert not torch.equal(model(frames).logits, model(frames).logits)
+    model.eval()
+    assert torch.equal(model(frames).logits, model(frames).logits)
+
+
+def test_compression_compares_with_the_dense_network() -> None:
+    model = ClipClassifier(tiny_config())
+    dense = torch.nn.GRU(576, 16)
+    saved = model.compression()
+    dense_rnn = sum(p.numel() for p in dense.parameters())
+    assert saved.input_to_hidden == pytest.approx(dense.weight_ih_l0.numel() / model.rnn.projection.shape.num_parameters)
+    assert saved.rnn == pytest.approx(dense_rnn / sum(p.numel() for p in model.rnn.parameters()))
+    assert saved.model == pytest.approx((dense_rnn + 16 * 3 + 3) / model.num_parameters())
+
+
+@pytest.mark.parametrize("frames", [torch.zeros(1, 2, 12, 16, 3), torch.zeros(1, 2, 16, 12, 3, dtype=torch.uint8)])
+def test_other_frames_are_refused(frames: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"expected uint8 frames \[batch, time, 12, 16, 3\]"):
+        ClipClassifier(tiny_config())(frames)

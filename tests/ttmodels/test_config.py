@@ -1,0 +1,44 @@
+import json
+
+import pytest
+
+from service.video import Sampling
+from tests.made import tiny_config
+from ttmodels import config as configs
+from ttmodels.config import TrainConfig
+
+
+def test_json_round_trip() -> None:
+    model = tiny_config(cell="lstm", pooling="mean", sampling=Sampling(num_frames=3, height=12, width=16))
+    assert configs.model_config_from_json(configs.to_json(model)) == model
+    run = TrainConfig(epochs=3, learning_rate=0.5)
+    assert configs.train_config_from_json(configs.to_json(run)) == run
+
+
+def test_unknown_and_missing_fields_are_named() -> None:
+    values = json.loads(configs.to_json(TrainConfig()))
+    values["momentum"] = values.pop("seed")
+    with pytest.raises(ValueError, match=r"missing \['seed'\], unknown \['momentum'\]"):
+        configs.train_config_from_json(json.dumps(values))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"input_modes": (4, 8, 1, 1)}, r"input_modes for 16x12 RGB \(4, 8, 1, 1\) multiply to 32, expected 576"),
+        ({"tt_ranks": (1, 3, 1)}, "expected 5 of them"),
+        ({"cell": "qrnn"}, "expected a cell of rnn, gru, lstm, got 'qrnn'"),
+        ({"pooling": "max"}, "expected a pooling"),
+        ({"labels": ("a", "a")}, "labels that differ"),
+        ({"dropout": 1.0}, "dropout in"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny_config(**changes)
+
+
+@pytest.mark.parametrize("changes", [{"epochs": 0}, {"valid_fraction": 1.0}, {"over_time_weight": 1.0}])
+def test_a_run_that_does_not_fit_is_refused(changes: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        TrainConfig(**changes)  # type: ignore[arg-type]
