@@ -91,6 +91,12 @@ class Busy(RequestError):
     title = "The service is at its limit"
 
 
+class NotReady(RequestError):
+    status = 503
+    code = "not_ready"
+    title = "The service is starting or shutting down"
+
+
 class DeadlineExceeded(RequestError):
     status = 504
     code = "deadline_exceeded"

@@ -69,6 +69,11 @@ class TrainConfig:
     """Share of the loss that every step of time has, beside the clip's own."""
     valid_fraction: float = 0.1
     """Share of the clips, class by class, held back to choose the best epoch. The test set is another folder."""
+    mirror_horizontal: str | None = None
+    """Clips may be mirrored left to right: "a=b,c=d" names the labels that change places by it, "" none; None forbids."""
+    mirror_vertical: str | None = None
+    gain: float = 0.0
+    """Brightness varies by up to this share."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -78,6 +83,8 @@ class TrainConfig:
             raise ValueError(f"expected a valid_fraction in (0, 1), got {self.valid_fraction}")
         if not 0 <= self.over_time_weight < 1:
             raise ValueError(f"expected an over_time_weight in [0, 1), got {self.over_time_weight}")
+        if not 0 <= self.gain < 1:
+            raise ValueError(f"expected a gain in [0, 1), got {self.gain}")
 
 
 def to_json(config: ModelConfig | TrainConfig) -> str:
@@ -104,11 +111,9 @@ def train_config_from_json(text: str) -> TrainConfig:
 
 
 def _known(kind: type, text: str) -> dict[str, Any]:
+    """Fields that a file of an older version lacks keep their defaults; one that this version does not know is refused."""
     values: dict[str, Any] = json.loads(text)
     expected = {f.name for f in dataclasses.fields(kind)}
-    if set(values) != expected:
-        raise ValueError(
-            f"{kind.__name__}: expected the fields {sorted(expected)}; missing {sorted(expected - set(values))}, "
-            f"unknown {sorted(set(values) - expected)}"
-        )
+    if unknown := set(values) - expected:
+        raise ValueError(f"{kind.__name__}: expected the fields {sorted(expected)}, got also {sorted(unknown)}")
     return values

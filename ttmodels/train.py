@@ -29,6 +29,7 @@ from ttmodels import config as configs
 from ttmodels.checkpoint import Progress
 from ttmodels.classifier import ClipClassifier, ClipLogits
 from ttmodels.config import ModelConfig, TrainConfig
+from ttmodels.data.augment import Augmentation, swapped_labels
 from ttmodels.data.folder import DecodedClips, list_clips, split_by_class
 from ttmodels.evaluate import confusion_table, evaluate
 from ttmodels.modes import balanced_modes, frame_modes
@@ -44,6 +45,11 @@ def train(data: Path, out: Path, model_config: ModelConfig, config: TrainConfig,
         ValueError: a folder that does not fit, or a run to resume that had another configuration.
     """
     clips = list_clips(data, model_config.labels)
+    augment = Augmentation(
+        swapped_labels(clips.labels, config.mirror_horizontal),
+        swapped_labels(clips.labels, config.mirror_vertical),
+        config.gain,
+    )
     train_clips, valid_clips = split_by_class(clips, config.valid_fraction, config.seed)
     train_data = DecodedClips(train_clips, model_config.sampling, cache)
     valid_data = DecodedClips(valid_clips, model_config.sampling, cache)
@@ -70,10 +76,11 @@ def train(data: Path, out: Path, model_config: ModelConfig, config: TrainConfig,
     for epoch in range(progress.epoch, config.epochs):
         started = time.perf_counter()
         torch.manual_seed(config.seed * 1_000_003 + epoch)
-        shuffled = train_data.batches(config.batch_size, np.random.default_rng((config.seed, epoch)))
+        rng, chance = np.random.default_rng((config.seed, epoch)), np.random.default_rng((config.seed, epoch, 1))
+        varied = (augment(*batch, chance) for batch in train_data.batches(config.batch_size, rng))
         model.train()
         train_loss = 0.0
-        bar = tqdm(_read_ahead(shuffled), f"epoch {epoch + 1}/{config.epochs}", steps_per_epoch, unit="batch")
+        bar = tqdm(_read_ahead(varied), f"epoch {epoch + 1}/{config.epochs}", steps_per_epoch, unit="batch")
         for step, batch in enumerate(bar, epoch * steps_per_epoch):
             frames, targets = map(torch.from_numpy, batch)
             for group in optimizer.param_groups:
@@ -185,8 +192,8 @@ def _parser() -> argparse.ArgumentParser:
 
     run = parser.add_argument_group("run")
     for f in dataclasses.fields(TrainConfig):
-        default = f.default
-        run.add_argument(f"--{f.name.replace('_', '-')}", type=type(default), default=default)
+        kind = str if f.default is None else type(f.default)
+        run.add_argument(f"--{f.name.replace('_', '-')}", type=kind, default=f.default)
     return parser
 
 

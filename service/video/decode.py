@@ -189,7 +189,8 @@ def _open(path: Path) -> InputContainer:
         container = av.open(str(path), options=dict(_OPEN_OPTIONS), metadata_errors="replace")
     except (av.error.FFmpegError, ValueError) as error:
         raise NotAVideo(
-            f"expected a video (mp4, mov, mkv, webm, avi, mpeg, flv, gif, ogg, asf), got something else: {error}"
+            "expected a video (mp4, mov, mkv, webm, avi, mpeg, flv, gif, ogg, asf), got something else: "
+            f"{_reason(error)}"
         ) from error
     if not set(container.format.name.split(",")) & set(CONTAINERS):
         container.close()
@@ -197,12 +198,17 @@ def _open(path: Path) -> InputContainer:
     return container
 
 
+def _reason(error: Exception) -> str:
+    """FFmpeg's words without the file's path: the path is the service's own business."""
+    return getattr(error, "strerror", None) or type(error).__name__
+
+
 def _video_stream(container: InputContainer) -> VideoStream:
     """The stream that a player shows: the largest that is not cover art."""
     streams = [s for s in container.streams.video if not s.disposition & s.disposition.attached_pic]
     if not streams:
-        kinds = sorted({s.type for s in container.streams}) or ["nothing"]
-        raise NoVideoStream(f"expected a video stream, found {', '.join(kinds)} in a {container.format.name} file")
+        kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
+        raise NoVideoStream(f"expected a video stream, found {kinds} in a {container.format.name} file")
     stream = max(streams, key=lambda s: (bool(s.disposition & s.disposition.default), s.width * s.height, -s.index))
     context = stream.codec_context
     if context is None or context.codec.name not in CODECS:
@@ -230,7 +236,7 @@ def _read_timeline(container: InputContainer, stream: VideoStream, notes: _Notes
             if stamp is not None and packet.duration:
                 last_duration = packet.duration
     except av.error.FFmpegError as error:
-        notes.add(f"the file breaks off: {error}")
+        notes.add(f"the file breaks off: {_reason(error)}")
     base = stream.time_base or Fraction(1, 25)
     stored = container.format.name not in _NO_PRESENTATION_TIME and len(pts) >= len(dts)
     ticks = sorted(pts if stored else dts)
@@ -277,7 +283,7 @@ def _pictures(container: InputContainer, stream: VideoStream, notes: _Notes) -> 
         try:
             pictures = packet.decode()
         except av.error.FFmpegError as error:
-            notes.add(f"broken packets were skipped: {error}")
+            notes.add(f"broken packets were skipped: {_reason(error)}")
             continue
         for picture in pictures:
             if isinstance(picture, VideoFrame):

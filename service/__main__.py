@@ -1,0 +1,116 @@
+"""`python -m service` serves; `python -m service classify FILE...` answers here and now, without a server."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from service.settings import Settings
+
+START_FAILED = 2
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit code: 0 done, 1 a file could not be classified, 2 the start failed."""
+    arguments = _parser().parse_args(argv)
+    from service.errors import StartError  # imported late: --help answers at once
+
+    try:
+        settings = _settings(arguments)
+        logging.basicConfig(
+            level=settings.log_level.upper(),
+            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+            stream=sys.stderr,
+        )
+        from service.video.workers import prepare
+
+        prepare()  # decoders load FFmpeg while this process loads everything else
+        if arguments.command == "classify":
+            from service.commandline import classify
+
+            paths = [Path(name) for name in arguments.files]
+            return asyncio.run(
+                classify(
+                    paths,
+                    settings,
+                    top_k=arguments.top_k,
+                    model=arguments.model,
+                    version=arguments.version,
+                    as_json=arguments.json,
+                )
+            )
+        from service.server import serve
+
+        asyncio.run(serve(settings))
+        return 0
+    except StartError as error:
+        print(f"ttvideo: {error}", file=sys.stderr)
+        return START_FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m service",
+        description="Serve video classifiers over HTTP. Every option has its TTVIDEO_ environment variable.",
+    )
+    _add_model_options(parser)
+    parser.add_argument("--host", help="address to listen on (127.0.0.1)")
+    parser.add_argument("--port", type=int, help="port to listen on; 0 takes a free one (8000)")
+    parser.add_argument("--max-queue", type=int, help="clips under way; one more is answered 503 (64)")
+    parser.add_argument("--deadline-s", type=float, help="seconds from upload to answer (30)")
+    parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"])
+    commands = parser.add_subparsers(dest="command", metavar="classify")
+    classify = commands.add_parser("classify", help="classify files without a server")
+    classify.add_argument("files", nargs="+", metavar="FILE")
+    classify.add_argument("--json", action="store_true", help="one JSON object a line and file, as the server answers")
+    classify.add_argument("--top-k", type=int, help="labels to show")
+    classify.add_argument("--model", help="a model's name")
+    classify.add_argument("--version", help="a model's version")
+    # The defaults are left to the parser above: an option given before the command must not be undone by it.
+    _add_model_options(classify, default=argparse.SUPPRESS)
+    return parser
+
+
+def _add_model_options(parser: argparse.ArgumentParser, **default: Any) -> None:
+    parser.add_argument("--models", type=Path, help="folder of models, NAME/VERSION/model.onnx", **default)
+    parser.add_argument("--default-model", help="NAME or NAME/VERSION that answers unasked", **default)
+    parser.add_argument("--decode-workers", type=int, help="decoder processes (usable cores)", **default)
+    parser.add_argument("--provider", choices=["auto", "cpu", "cuda"], help="where models run (auto)", **default)
+    parser.add_argument(
+        "--require-cuda",
+        dest="provider",
+        action="store_const",
+        const="cuda",
+        help="fail to start where CUDA does not work",
+        **default,
+    )
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    from pydantic import ValidationError
+
+    from service.errors import StartError
+    from service.settings import Settings
+
+    given = {
+        name: value for name, value in vars(arguments).items() if name in Settings.model_fields and value is not None
+    }
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}, got {fault['input']!r}" for fault in error.errors()
+        )
+        raise StartError(f"settings: {faults}") from error
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        sys.exit(main())
+    sys.exit(130)

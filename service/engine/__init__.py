@@ -1,0 +1,1 @@
+"""Models at work: files loaded on a provider, requests batched, clips classified."""

@@ -1,0 +1,190 @@
+"""Requests for one model, waiting in line and run in batches."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from service.errors import Busy, DeadlineExceeded, NotReady, RequestError
+
+log = logging.getLogger(__name__)
+
+Run = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Inference:
+    """One clip's share of a batch: logits [classes], logits_over_time [time, classes]."""
+
+    logits: np.ndarray
+    logits_over_time: np.ndarray
+    batch_size: int
+
+
+@dataclass(eq=False)
+class _Waiting:
+    frames: np.ndarray
+    deadline: float
+    future: asyncio.Future[Inference]
+    since: float = field(default_factory=time.monotonic)
+
+
+class Batcher:
+    """A bounded first-in-first-out queue before a model that runs batches in a thread of its own.
+
+    Args:
+        run: frames [batch, time, height, width, 3], lengths [batch] -> logits, logits_over_time.
+        max_batch: clips in one run.
+        max_queue_delay_s: how long the first of a batch waits for company.
+        max_queue: clips that may wait.
+        observe_batch: called with the size of each batch.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        *,
+        max_batch: int,
+        max_queue_delay_s: float,
+        max_queue: int,
+        observe_batch: Callable[[int], object] = lambda size: None,
+    ) -> None:
+        self._run = run
+        self._max_batch = max_batch
+        self._max_queue_delay_s = max_queue_delay_s
+        self._max_queue = max_queue
+        self._observe_batch = observe_batch
+        self._queue: deque[_Waiting] = deque()
+        self._changed = asyncio.Event()
+        self._closing = False
+        self._run_s = 0.0
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ttvideo-model")
+        self._worker: asyncio.Task[None] | None = None
+
+    @property
+    def depth(self) -> int:
+        return len(self._queue)
+
+    async def start(self) -> None:
+        self._worker = asyncio.create_task(self._work())
+
+    async def close(self) -> None:
+        """Take no more, answer everything accepted, then end."""
+        self._closing = True
+        self._changed.set()
+        if self._worker is not None:
+            await self._worker
+        self._thread.shutdown()
+
+    async def infer(self, frames: np.ndarray, deadline: float) -> Inference:
+        """Wait in line and run.
+
+        Args:
+            frames: uint8 [time, height, width, 3].
+            deadline: by `time.monotonic()`.
+
+        Raises:
+            Busy: the queue is full.
+            NotReady: closing.
+            DeadlineExceeded: not run in time.
+            RequestError: the run failed; every request of its batch gets it.
+        """
+        if self._closing:
+            raise NotReady("the model is being closed", retry_after_s=1.0)
+        if len(self._queue) >= self._max_queue:
+            retry_after_s = self._run_s * (1 + len(self._queue) / self._max_batch)
+            raise Busy(f"{self._max_queue} clips are waiting for the model, the limit", retry_after_s=retry_after_s)
+        waiting = _Waiting(frames, deadline, asyncio.get_running_loop().create_future())
+        self._queue.append(waiting)
+        self._changed.set()
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                return await waiting.future
+        except TimeoutError:
+            raise _too_late() from None
+        finally:
+            if not waiting.future.done() or waiting.future.cancelled():
+                self._forget(waiting)
+
+    def _forget(self, waiting: _Waiting) -> None:
+        try:
+            self._queue.remove(waiting)
+        except ValueError:
+            return  # it is being run already
+
+    async def _work(self) -> None:
+        while batch := await self._next_batch():
+            self._observe_batch(len(batch))
+            started = time.monotonic()
+            try:
+                frames, lengths = _stack([waiting.frames for waiting in batch])
+                logits, over_time = await asyncio.get_running_loop().run_in_executor(
+                    self._thread, self._run, frames, lengths
+                )
+            except Exception:
+                log.exception("a batch of %d failed", len(batch))
+                for waiting in batch:
+                    if not waiting.future.done():
+                        waiting.future.set_exception(RequestError("the model failed to run on this batch"))
+                continue
+            spent = time.monotonic() - started
+            self._run_s = 0.9 * self._run_s + 0.1 * spent if self._run_s else spent
+            for i, waiting in enumerate(batch):
+                if not waiting.future.done():
+                    steps = len(waiting.frames)
+                    waiting.future.set_result(Inference(logits[i], over_time[i, :steps], len(batch)))
+
+    async def _next_batch(self) -> list[_Waiting]:
+        """At least one request that still wants an answer; none only when closing."""
+        while True:
+            while not self._queue:
+                if self._closing:
+                    return []
+                self._changed.clear()
+                await self._changed.wait()
+            await self._wait_for_company(self._queue[0].since + self._max_queue_delay_s)
+            batch: list[_Waiting] = []
+            while self._queue and len(batch) < self._max_batch:
+                waiting = self._queue.popleft()
+                if waiting.future.done():
+                    continue
+                if time.monotonic() >= waiting.deadline:
+                    waiting.future.set_exception(_too_late())
+                    continue
+                batch.append(waiting)
+            if batch:
+                return batch
+
+    async def _wait_for_company(self, until: float) -> None:
+        while len(self._queue) < self._max_batch and not self._closing and (left := until - time.monotonic()) > 0:
+            self._changed.clear()
+            try:
+                async with asyncio.timeout(left):
+                    await self._changed.wait()
+            except TimeoutError:
+                return
+
+
+def _too_late() -> DeadlineExceeded:
+    return DeadlineExceeded("the model did not get to this clip before the deadline")
+
+
+def _stack(clips: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Pad with black to the longest.
+
+    Shape: [time_i, height, width, 3] each -> frames [batch, time, height, width, 3], lengths int32 [batch].
+    """
+    lengths = np.array([len(clip) for clip in clips], np.int32)
+    if len(clips) == 1:
+        return clips[0][None], lengths
+    frames = np.zeros((len(clips), lengths.max(), *clips[0].shape[1:]), np.uint8)
+    for i, clip in enumerate(clips):
+        frames[i, : len(clip)] = clip
+    return frames, lengths

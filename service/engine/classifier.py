@@ -1,0 +1,189 @@
+"""A video file in, its class out: decode, wait for a batch, run, answer. The server and the command line share it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from pathlib import Path
+
+import numpy as np
+
+from service import __version__
+from service.cores import usable_cores
+from service.engine.admission import Admission
+from service.engine.batcher import Batcher, Inference
+from service.engine.repository import Repository
+from service.engine.session import Session, probabilities
+from service.errors import InvalidParameter
+from service.metrics import Metrics
+from service.schemas import Classification, ClipFacts, ModelName, ScoredLabel, StageTimes, Step
+from service.settings import Settings
+from service.video.workers import Decoded, DecodePool, prepare
+
+log = logging.getLogger(__name__)
+
+DEFAULT_TOP_K = 5
+
+
+class Classifier:
+    """Decoder processes, models and their queues. `start` before use, `close` after."""
+
+    def __init__(self, settings: Settings, metrics: Metrics | None = None) -> None:
+        self.settings = settings
+        self.metrics = metrics or Metrics()
+        self.admission = Admission(settings.max_queue)
+        self.repository: Repository
+        self.pool: DecodePool
+        self._batchers: dict[Session, Batcher] = {}
+        self._started = False
+
+    @property
+    def ready(self) -> bool:
+        """Warm, and not shutting down."""
+        return self._started and not self.admission.draining
+
+    async def start(self) -> None:
+        """Load and warm up the models while the decoder processes start.
+
+        Raises:
+            StartError: what is wrong with the settings, a model, the provider or FFmpeg.
+        """
+        prepare()
+        settings = self.settings
+        self.repository = await asyncio.to_thread(Repository, settings)
+        self.pool = DecodePool(
+            settings.decode_workers or usable_cores(),
+            max(session.manifest.sampling.clip_bytes for session in self.repository.sessions),
+            on_replace=self.metrics.decode_workers_replaced.inc,
+        )
+        try:
+            await self.pool.start()
+        except BaseException:
+            await self.pool.close()
+            raise
+        for session in self.repository.sessions:
+            batcher = Batcher(
+                session.run,
+                max_batch=settings.max_batch,
+                max_queue_delay_s=settings.max_queue_delay_ms / 1e3,
+                max_queue=settings.max_queue,
+                observe_batch=self.metrics.batch_size.labels(session.manifest.name).observe,
+            )
+            await batcher.start()
+            self._batchers[session] = batcher
+        self._started = True
+        self._show()
+
+    async def close(self) -> None:
+        """Answer everything accepted, then end the processes."""
+        if not self._started:
+            return
+        await self.admission.drain()
+        self._started = False
+        await asyncio.gather(*(batcher.close() for batcher in self._batchers.values()))
+        await self.pool.close()
+
+    async def classify(
+        self, path: Path, session: Session, *, top_k: int, upload_bytes: int, upload_s: float = 0.0
+    ) -> Classification:
+        """Classify one video file.
+
+        Args:
+            session: from `repository.find`.
+            top_k: from `check_top_k`.
+            upload_bytes, upload_s: what came before, for the answer.
+
+        Raises:
+            RequestError: anything from `service.errors` that the file or the load gives rise to.
+        """
+        started = time.monotonic()
+        deadline = started + self.settings.deadline_s
+        decoded = await self.pool.decode(path, session.manifest.sampling, deadline)
+        self.metrics.frames_decoded.inc(len(decoded.clip.frames))
+        infer_started = time.monotonic()
+        inference = await self._batchers[session].infer(decoded.clip.frames, deadline)
+        done = time.monotonic()
+        times = {
+            "upload": upload_s,
+            "queue": decoded.queue_s,
+            "decode": decoded.decode_s,
+            "infer": done - infer_started,
+        }
+        for stage, spent in times.items():
+            self.metrics.stage_seconds.labels(stage).observe(spent)
+        times["total"] = upload_s + done - started
+        return _answer(session, decoded, inference, top_k, times, upload_bytes)
+
+    def _show(self) -> None:
+        """Point the gauges at what they show."""
+        metrics = self.metrics
+        metrics.build.info({"version": __version__})
+        metrics.ready.set_function(lambda: self.ready)
+        metrics.in_flight.set_function(lambda: self.admission.in_flight)
+        metrics.decode_workers.set_function(lambda: self.pool.num_alive)
+        metrics.queue_depth.labels("decode").set_function(lambda: self.pool.num_waiting)
+        metrics.queue_depth.labels("model").set_function(lambda: sum(b.depth for b in self._batchers.values()))
+        for session in self.repository.sessions:
+            manifest = session.manifest
+            metrics.provider.labels(
+                manifest.name, manifest.version, session.provider, session.provider_reason or ""
+            ).set(1)
+            metrics.model.labels(manifest.name, manifest.version, manifest.precision, session.sha256).set(1)
+
+
+def check_top_k(top_k: int | None, session: Session) -> int:
+    """The number asked for; `DEFAULT_TOP_K`, or all labels where there are fewer, without one.
+
+    Raises:
+        InvalidParameter: there are not as many labels.
+    """
+    num_labels = len(session.manifest.labels)
+    if top_k is None:
+        return min(DEFAULT_TOP_K, num_labels)
+    if not 1 <= top_k <= num_labels:
+        raise InvalidParameter(f"top_k: expected 1 to {num_labels}, the labels of {session.manifest.name}, got {top_k}")
+    return top_k
+
+
+def _answer(
+    session: Session, decoded: Decoded, inference: Inference, top_k: int, times_s: dict[str, float], upload_bytes: int
+) -> Classification:
+    manifest, info = session.manifest, decoded.clip.info
+    labels = manifest.labels
+    whole = probabilities(inference.logits, manifest)
+    over_time = probabilities(inference.logits_over_time, manifest)
+    best = [ScoredLabel(label=labels[i], probability=whole[i]) for i in np.argsort(-whole, kind="stable")[:top_k]]
+    steps = [
+        Step(time_s=time_s, label=labels[top], probability=row[top], probabilities=row)
+        for time_s, row, top in zip(info.times_s, over_time.tolist(), over_time.argmax(-1).tolist(), strict=True)
+    ]
+    return Classification(
+        label=best[0].label,
+        probability=best[0].probability,
+        top_k=best,
+        over_time=steps,
+        labels=list(labels),
+        model=ModelName(
+            name=manifest.name,
+            version=manifest.version,
+            sha256=session.sha256,
+            precision=manifest.precision,
+            provider=session.provider,
+        ),
+        clip=ClipFacts(
+            upload_bytes=upload_bytes,
+            container=info.container,
+            codec=info.codec,
+            width=info.width,
+            height=info.height,
+            duration_s=info.duration_s,
+            frame_rate=info.frame_rate,
+            num_frames=info.num_frames,
+            rotation=info.rotation,
+            num_frames_used=len(set(info.times_s)),
+            times_s=list(info.times_s),
+            warnings=list(info.warnings),
+        ),
+        times_ms=StageTimes(**{stage: round(1e3 * spent, 3) for stage, spent in times_s.items()}),
+    )

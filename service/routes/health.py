@@ -1,0 +1,37 @@
+"""GET /livez, /readyz and the index at /."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+
+from service import __version__
+from service.engine.classifier import Classifier
+from service.errors import NotReady
+from service.routes.problem import problems
+from service.schemas import Health, Index
+
+router = APIRouter()
+
+
+@router.get("/livez")
+async def livez() -> Health:
+    """The process answers."""
+    return Health(status="live")
+
+
+@router.get("/readyz", responses=problems(NotReady))
+async def readyz(request: Request) -> Health:
+    """Every model is warm, a decoder lives, and no shutdown has begun."""
+    classifier: Classifier = request.app.state.classifier
+    if not classifier.ready:
+        raise NotReady("the service is shutting down" if classifier.admission.draining else "the service is starting")
+    if not classifier.pool.num_alive:
+        raise NotReady("no decoder process lives; new ones are being started", retry_after_s=1.0)
+    return Health(status="ready")
+
+
+@router.get("/")
+async def index() -> Index:
+    """Where things are."""
+    links = {name: f"/{name}" for name in ("classify", "model", "models", "livez", "readyz", "metrics", "docs")}
+    return Index(service="ttvideo", version=__version__, links=links)

@@ -1,0 +1,135 @@
+"""Errors as RFC 9457 problem+json: how they are answered, and how OpenAPI says so."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
+
+from service.errors import InvalidParameter, RequestError
+from service.schemas import Problem
+
+MEDIA_TYPE = "application/problem+json"
+CLIENT_GONE = 499
+"""What the metrics count where the client hung up before its answer."""
+
+KEEP_BYTES = 8 * 1024 * 1024
+"""An unwanted body up to this size is taken and thrown away, so that the connection can go on."""
+LINGER_S = 2.0
+"""How long the client of a larger one may go on sending before the connection is closed."""
+
+_CODES = {404: "not_found", 405: "method_not_allowed"}
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of `app` as a problem, but for unforeseen ones: those are the middleware's."""
+    describe = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        schema = describe()
+        schema["components"]["schemas"].setdefault("Problem", Problem.model_json_schema())
+        return schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+    @app.exception_handler(RequestError)
+    async def request_error(request: Request, error: RequestError) -> Response:
+        headers = {}
+        if error.retry_after_s is not None:
+            headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+        return problem(request, error.status, error.code, error.title, error.detail, headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid_parameter(request: Request, error: RequestValidationError) -> Response:
+        faults = "; ".join(
+            f"{'.'.join(str(part) for part in fault['loc'][1:])}: {fault['msg']}, got {fault['input']!r}"
+            for fault in error.errors()
+        )
+        return problem(request, 422, InvalidParameter.code, InvalidParameter.title, faults)
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        phrase = HTTPStatus(error.status_code).phrase
+        code = _CODES.get(error.status_code, phrase.lower().replace(" ", "_"))
+        detail = f"{request.method} {request.url.path}: {error.detail}"
+        return problem(request, error.status_code, code, phrase, detail, error.headers)
+
+    @app.exception_handler(ClientDisconnect)
+    async def client_gone(request: Request, error: ClientDisconnect) -> Response:
+        request.state.code = "client_gone"
+        return Response(status_code=CLIENT_GONE)
+
+
+def problem(
+    request: Request, status: int, code: str, title: str, detail: str, headers: Mapping[str, str] | None = None
+) -> Response:
+    request.state.code = code
+    request_id = getattr(request.state, "request_id", "")
+    body = Problem(
+        type=f"urn:ttvideo:error:{code}",
+        title=title,
+        status=status,
+        detail=detail,
+        code=code,
+        instance=f"urn:ttvideo:request:{request_id}",
+        request_id=request_id,
+    )
+    kind = _Refusal if _expects_more(request) else Response
+    return kind(body.model_dump_json(), status, headers, MEDIA_TYPE)
+
+
+def _expects_more(request: Request) -> bool:
+    """Whether a large body, or one of unknown size, is still on its way."""
+    if getattr(request.state, "body_read", False):
+        return False
+    declared = request.headers.get("content-length", "0")
+    return "transfer-encoding" in request.headers or not declared.isdigit() or int(declared) > KEEP_BYTES
+
+
+class _Refusal(Response):
+    """An answer to somebody who is still sending.
+
+    Closing at once would reset the connection, and many clients would never read why. So the answer goes out first,
+    then what comes in is thrown away for a moment, then the connection is closed.
+    """
+
+    def init_headers(self, headers: Mapping[str, str] | None = None) -> None:
+        super().init_headers({**(headers or {}), "Connection": "close"})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_S):
+                while (await receive()).get("more_body", False):
+                    pass
+        await send({"type": "http.response.body", "body": b""})
+
+
+def unforeseen(request: Request) -> Response:
+    """A 500 that says nothing of its cause; the log does."""
+    detail = "an unforeseen error; the service's log tells more under this request's id"
+    return problem(request, 500, RequestError.code, RequestError.title, detail)
+
+
+def problems(*errors: type[RequestError]) -> dict[int | str, dict[str, Any]]:
+    """A route's `responses`: the errors that it may answer, by status."""
+    described: dict[int | str, dict[str, Any]] = {}
+    for error in errors:
+        said = described.get(error.status, {}).get("description")
+        line = f"`{error.code}`: {error.title}."
+        described[error.status] = {
+            "description": f"{said} {line}" if said else line,
+            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
+    return described

@@ -1,0 +1,142 @@
+"""Receive a request's body into a spool file, piece by piece; never whole in memory."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from python_multipart import MultipartParser
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import parse_options_header
+from starlette.requests import Request
+
+from service.errors import EmptyUpload, MalformedUpload, UploadTooLarge
+
+FIELD = "file"
+MAX_FORM_OVERHEAD_BYTES = 64 * 1024
+"""What a multipart body may hold beside the file."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A received video. The client's file name and content type play no part."""
+
+    path: Path
+    num_bytes: int
+    receive_s: float
+
+
+@asynccontextmanager
+async def receive_upload(request: Request, *, max_bytes: int, spool_dir: Path | None) -> AsyncIterator[Upload]:
+    """The multipart field `file`, or the whole body of any other content type; removed on leaving.
+
+    Raises:
+        EmptyUpload, MalformedUpload, UploadTooLarge.
+    """
+    started = time.monotonic()
+    kind, options = parse_options_header(request.headers.get("content-type"))
+    is_form = kind == b"multipart/form-data"
+    limit = max_bytes + (MAX_FORM_OVERHEAD_BYTES if is_form else 0)
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limit:
+        raise _too_large(max_bytes, f"a body of {int(declared)}")
+    with tempfile.NamedTemporaryFile(prefix="ttvideo-", dir=spool_dir) as spool:
+        write: Callable[[bytes], object]
+        if is_form:
+            form = _Form(options.get(b"boundary"), spool.file)
+            write, finish = form.write, form.finish
+        else:
+            write, finish = spool.write, lambda: None
+        received = 0
+        async for piece in request.stream():
+            received += len(piece)
+            if received > limit:
+                raise _too_large(max_bytes, "more")
+            write(piece)
+            if is_form and spool.tell() > max_bytes:
+                raise _too_large(max_bytes, "more")
+        request.state.body_read = True
+        finish()
+        spool.flush()
+        num_bytes = spool.tell()
+        if not num_bytes:
+            raise EmptyUpload(f"expected a video as multipart field {FIELD!r} or as the body, got 0 bytes")
+        yield Upload(Path(spool.name), num_bytes, time.monotonic() - started)
+
+
+def _too_large(max_bytes: int, got: str) -> UploadTooLarge:
+    return UploadTooLarge(f"expected a video of at most {max_bytes} bytes, got {got}")
+
+
+class _Form:
+    """A multipart form on its way: the field `file` goes to the spool, everything else is passed over."""
+
+    def __init__(self, boundary: bytes | None, spool: IO[bytes]) -> None:
+        if not boundary:
+            raise MalformedUpload("expected a boundary in the multipart content type, got none")
+        self._spool = spool
+        self._name = self._value = b""
+        self._headers: dict[bytes, bytes] = {}
+        self._field: str | None = None
+        self._fields: list[str] = []
+        self._ended = False
+        try:
+            self._parser = MultipartParser(
+                boundary,
+                {
+                    "on_part_begin": self._part_begin,
+                    "on_header_field": self._header_name,
+                    "on_header_value": self._header_value,
+                    "on_header_end": self._header_end,
+                    "on_headers_finished": self._headers_finished,
+                    "on_part_data": self._part_data,
+                    "on_end": self._end,
+                },
+            )
+        except FormParserError as error:
+            raise MalformedUpload(f"expected a multipart form: {error}") from error
+
+    def write(self, piece: bytes) -> None:
+        try:
+            self._parser.write(piece)
+        except FormParserError as error:
+            raise MalformedUpload(f"expected a multipart form: {error}") from error
+
+    def finish(self) -> None:
+        if FIELD not in self._fields:
+            found = ", ".join(map(repr, self._fields)) or "no field"
+            raise EmptyUpload(f"expected a multipart field {FIELD!r}, got {found}")
+        if not self._ended:
+            raise MalformedUpload("expected a closing multipart boundary, the body ends before it")
+
+    def _part_begin(self) -> None:
+        self._headers, self._field = {}, None
+
+    def _header_name(self, data: bytes, start: int, end: int) -> None:
+        self._name += data[start:end]
+
+    def _header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def _header_end(self) -> None:
+        self._headers[self._name.lower()] = self._value
+        self._name = self._value = b""
+
+    def _headers_finished(self) -> None:
+        _, options = parse_options_header(self._headers.get(b"content-disposition"))
+        self._field = options.get(b"name", b"").decode("utf-8", "replace")
+        if self._field == FIELD and FIELD in self._fields:
+            raise MalformedUpload(f"expected one multipart field {FIELD!r}, got several")
+        self._fields.append(self._field)
+
+    def _part_data(self, data: bytes, start: int, end: int) -> None:
+        if self._field == FIELD:
+            self._spool.write(data[start:end])
+
+    def _end(self) -> None:
+        self._ended = True

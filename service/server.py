@@ -1,0 +1,117 @@
+"""`python -m service`: listen, say so when ready, and leave nobody without an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import shlex
+import signal
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+
+from service.app import create_app
+from service.engine.classifier import Classifier
+from service.engine.repository import BUNDLED
+from service.errors import StartError
+from service.settings import Settings
+
+log = logging.getLogger(__name__)
+
+BACKLOG = 1024
+SHUTDOWN_GRACE_S = 5.0
+"""Past the deadline of a clip by this much a shutdown waits for clients that do not take their answers."""
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT, then answer what was accepted.
+
+    Raises:
+        StartError: the port, a model or a provider cannot be had.
+    """
+    with _listen(settings.host, settings.port) as listener:
+        app = create_app(settings)
+        # The lifespan is entered here and not by uvicorn, so that a StartError arrives as it is.
+        async with app.router.lifespan_context(app):
+            config = uvicorn.Config(
+                app,
+                lifespan="off",
+                log_config=None,
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                backlog=BACKLOG,
+                timeout_graceful_shutdown=int(settings.deadline_s + SHUTDOWN_GRACE_S),
+            )
+            await _Server(config, app.state.classifier, listener).serve(sockets=[listener])
+    log.info("stopped")
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, but for two things: it says how to use it, and a signal drains before it closes the door."""
+
+    def __init__(self, config: uvicorn.Config, classifier: Classifier, listener: socket.socket) -> None:
+        super().__init__(config)
+        self._classifier = classifier
+        self._listener = listener
+        self._draining: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        print(_greeting(self._classifier, self._listener), flush=True)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._stop, number)
+        yield
+
+    def _stop(self, number: signal.Signals) -> None:
+        if self._draining is not None:
+            if number == signal.SIGINT:
+                log.info("%s again: not waiting any longer", number.name)
+                self.should_exit = self.force_exit = True
+            return
+        log.info("%s: taking no more, answering what was accepted", number.name)
+        self._draining = asyncio.get_running_loop().create_task(self._drain())
+
+    async def _drain(self) -> None:
+        # /readyz turns first, on a door that is still open; it closes when the last accepted clip has its answer.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.config.timeout_graceful_shutdown):
+                await self._classifier.admission.drain()
+        self.should_exit = True
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
+        # Connections inherit it. Without it the kernel holds the end of an answer back for 40 ms; asyncio turns it on
+        # by itself only for sockets that it made.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listener
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise StartError(
+                f"port {port} on {host} is in use; choose another with --port, or 0 for any that is free"
+            ) from error
+        raise StartError(f"cannot listen on {host}, port {port}: {error.strerror or error}") from error
+
+
+def _greeting(classifier: Classifier, listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    session = classifier.repository.default
+    why = f" (not CUDA: {session.provider_reason})" if session.provider_reason else ""
+    samples = sorted((BUNDLED / "samples").glob("*.mp4"))
+    sample = shlex.quote(str(samples[0])) if samples else "clip.mp4"
+    return (
+        f"ttvideo serves {session.manifest.name}/{session.manifest.version} on {url}\n"
+        f"provider: {session.provider}{why}\n"
+        f"try: curl -F file=@{sample} {url}/classify"
+    )

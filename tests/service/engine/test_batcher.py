@@ -1,0 +1,199 @@
+"""The queue before a model: order, batches, padding, deadlines, cancellation, faults, and the end."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from service.engine.batcher import Batcher, Inference
+from service.errors import Busy, DeadlineExceeded, NotReady, RequestError
+from tests.service.conftest import PATIENCE_S, eventually
+
+
+class Model:
+    """Writes down what it is given; `gate` holds a run until it is set."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[np.ndarray, np.ndarray]] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.fail = False
+
+    def run(self, frames: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        self.batches.append((frames, lengths))
+        assert self.gate.wait(PATIENCE_S)
+        if self.fail:
+            raise RuntimeError("out of memory")
+        over_time = frames.astype(np.float32).mean((2, 3))
+        return over_time[np.arange(len(frames)), lengths - 1], over_time
+
+    @property
+    def sizes(self) -> list[int]:
+        return [len(frames) for frames, _ in self.batches]
+
+
+def clip(value: int, steps: int = 2) -> np.ndarray:
+    return np.full((steps, 2, 2, 3), value, np.uint8)
+
+
+def soon() -> float:
+    return time.monotonic() + PATIENCE_S
+
+
+def with_batcher(test: Callable[[Batcher, Model], Awaitable[None]], **options: Any) -> Model:
+    model = Model()
+
+    async def run() -> None:
+        defaults: dict[str, Any] = {"max_batch": 4, "max_queue_delay_s": 0.0, "max_queue": 8}
+        batcher = Batcher(model.run, **defaults | options)
+        await batcher.start()
+        try:
+            await asyncio.wait_for(test(batcher, model), PATIENCE_S)
+        finally:
+            model.gate.set()
+            await batcher.close()
+
+    asyncio.run(run())
+    return model
+
+
+async def held(batcher: Batcher, model: Model) -> asyncio.Task[Inference]:
+    """Close the gate and let one request run into it, so that the next ones wait in the queue."""
+    model.gate.clear()
+    first = asyncio.create_task(batcher.infer(clip(0), soon()))
+    await eventually(lambda: bool(model.batches))
+    return first
+
+
+def test_each_gets_its_own_answer_in_batches_first_come_first_served() -> None:
+    async def test(batcher: Batcher, model: Model) -> None:
+        first = await held(batcher, model)
+        requests = [asyncio.create_task(batcher.infer(clip(i, steps=i), soon())) for i in range(1, 7)]
+        await asyncio.sleep(0)
+        assert batcher.depth == 6
+        model.gate.set()
+        await first
+        for i, answer in enumerate(await asyncio.gather(*requests), start=1):
+            np.testing.assert_array_equal(answer.logits, [i, i, i])
+            np.testing.assert_array_equal(answer.logits_over_time, np.full((i, 3), i))
+            assert answer.batch_size == (4 if i <= 4 else 2)
+
+    model = with_batcher(test)
+    assert model.sizes == [1, 4, 2]
+    frames, lengths = model.batches[1]
+    np.testing.assert_array_equal(lengths, np.array([1, 2, 3, 4], np.int32))
+    assert lengths.dtype == np.int32
+    assert frames.shape == (4, 4, 2, 2, 3)
+    assert frames[0, 1:].max() == 0
+
+
+def test_waiting_for_company_fills_a_batch() -> None:
+    async def test(batcher: Batcher, model: Model) -> None:
+        first = asyncio.create_task(batcher.infer(clip(1), soon()))
+        await asyncio.sleep(0.02)
+        assert model.sizes == []
+        await asyncio.gather(first, *(batcher.infer(clip(2), soon()) for _ in range(3)))
+
+    assert with_batcher(test, max_queue_delay_s=PATIENCE_S / 2).sizes == [4]
+
+
+def test_waiting_for_company_ends() -> None:
+    async def test(batcher: Batcher, model: Model) -> None:
+        await batcher.infer(clip(1), soon())
+
+    assert with_batcher(test, max_queue_delay_s=0.01).sizes == [1]
+
+
+def test_a_full_queue_is_busy_and_says_when_to_come_back() -> None:
+    async def test(batcher: Batcher, model: Model) -> None:
+        await batcher.infer(clip(0), soon())
+        model.batches.clear()
+        first = await held(batcher, model)
+        waiting = [asyncio.create_task(batcher.infer(clip(1), soon())) for _ in range(2)]
+        await asyncio.sleep(0)
+        with pytest.raises(Busy, match="2 clips are waiting") as caught:
+            await batcher.infer(clip(2), soon())
+        assert caught.value.retry_after_s is not None
+        assert caught.value.retry_after_s > 0
+        model.gate.set()
+        await asyncio.gather(first, *waiting)
+
+    with_batcher(test, max_queue=2)
+
+
+def test_a_deadline_passes_in_the_queue() -> None:
+    async def test(batcher: Batcher, model: Model) -> None:
+        first = await held(batcher, model)
+        with pytest.raises(DeadlineExceeded):
+            await batcher.infer(clip(1), time.monotonic() + 0.02)
+        assert batcher.depth == 0
+        model.gate.set()
+        await first
+
+    assert with_batcher(test).sizes == [1]
+
+
+def test_a_deadline_passes_while_the_model_hangs() -> None:
+    async def test(batcher: Batcher, model: Model) -> None:
+        model.gate.clear()
+        with pytest.raises(DeadlineExceeded):
+            await batcher.infer(clip(1), time.monotonic() + 0.05)
+        model.gate.set()
+        assert (await batcher.infer(clip(2), soon())).logits[0] == 2
+
+    with_batcher(test)
+
+
+def test_a_cancelled_request_leaves_its_place() -> None:
+    async def test(batcher: Batcher, model: Model) -> None:
+        first = await held(batcher, model)
+        unwanted = asyncio.create_task(batcher.infer(clip(1), soon()))
+        wanted = asyncio.create_task(batcher.infer(clip(2), soon()))
+        await asyncio.sleep(0)
+        unwanted.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await unwanted
+        assert batcher.depth == 1
+        model.gate.set()
+        await first
+        assert (await wanted).logits[0] == 2
+
+    assert with_batcher(test).sizes == [1, 1]
+
+
+def test_a_failed_batch_answers_all_of_it_and_the_next_one_runs() -> None:
+    async def test(batcher: Batcher, model: Model) -> None:
+        first = await held(batcher, model)
+        requests = [asyncio.create_task(batcher.infer(clip(1), soon())) for _ in range(3)]
+        await asyncio.sleep(0)
+        model.fail = True
+        model.gate.set()
+        for request in (first, *requests):
+            with pytest.raises(RequestError, match="failed to run"):
+                await request
+        model.fail = False
+        assert (await batcher.infer(clip(5), soon())).logits[0] == 5
+
+    with_batcher(test)
+
+
+def test_closing_answers_what_was_accepted_and_takes_no_more() -> None:
+    async def test(batcher: Batcher, model: Model) -> None:
+        first = await held(batcher, model)
+        requests = [asyncio.create_task(batcher.infer(clip(i), soon())) for i in range(1, 7)]
+        await asyncio.sleep(0)
+        closing = asyncio.create_task(batcher.close())
+        await asyncio.sleep(0)
+        with pytest.raises(NotReady, match="closed"):
+            await batcher.infer(clip(9), soon())
+        model.gate.set()
+        await closing
+        assert [answer.logits[0] for answer in await asyncio.gather(first, *requests)] == list(range(7))
+
+    with_batcher(test)

@@ -1,0 +1,93 @@
+"""Which models are served, which one by default, and which file is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from service.engine.repository import Repository, version_key
+from service.errors import InvalidModel, StartError, UnknownModel
+from service.settings import Settings
+from tests.service import onnx_models
+
+
+def lay(folder: Path, *names: str) -> Path:
+    """Models named NAME/VERSION under the folder."""
+    folder.mkdir(exist_ok=True)
+    for name, version in (text.split("/") for text in names):
+        about = onnx_models.manifest(name=name, version=version, num_frames=2, height=8, width=8)
+        onnx_models.save(folder, onnx_models.colours(about), about)
+    return folder
+
+
+def repository(tmp_path: Path, bundled: tuple[str, ...] = (), own: tuple[str, ...] = (), **options: str) -> Repository:
+    lay(tmp_path / "bundled", *bundled)
+    models = lay(tmp_path / "models", *own)
+    settings = Settings(models=models, provider="cpu", **options)  # type: ignore[arg-type]
+    return Repository(settings, bundled=tmp_path / "bundled")
+
+
+def name_of(repository: Repository, name: str | None = None, version: str | None = None) -> str:
+    manifest = repository.find(name, version).manifest
+    return f"{manifest.name}/{manifest.version}"
+
+
+def test_the_bundled_model_is_the_default(tmp_path: Path) -> None:
+    served = repository(tmp_path, bundled=("digits/1",))
+    assert name_of(served) == "digits/1"
+
+
+def test_the_only_model_of_the_folder_goes_before_the_bundled_one(tmp_path: Path) -> None:
+    served = repository(tmp_path, bundled=("digits/1",), own=("mine/1", "mine/2"))
+    assert name_of(served) == "mine/2"
+    assert name_of(served, "digits") == "digits/1"
+
+
+def test_among_several_the_bundled_one_stays_the_default(tmp_path: Path) -> None:
+    assert name_of(repository(tmp_path, bundled=("digits/1",), own=("a/1", "b/1"))) == "digits/1"
+
+
+def test_among_several_without_a_bundled_one_a_default_must_be_named(tmp_path: Path) -> None:
+    with pytest.raises(StartError, match="TTVIDEO_DEFAULT_MODEL to choose among a, b"):
+        repository(tmp_path, own=("a/1", "b/1"))
+
+
+def test_a_default_by_name_takes_the_latest_and_by_version_that_one(tmp_path: Path) -> None:
+    own = ("a/1", "b/2", "b/10")
+    assert name_of(repository(tmp_path, own=own, default_model="b")) == "b/10"
+    served = repository(tmp_path, own=own, default_model="b/2")
+    assert name_of(served) == "b/2"
+    assert name_of(served, version="10") == "b/10"
+    assert name_of(served, "b") == "b/10"
+    assert name_of(served, "b", "2") == "b/2"
+
+
+def test_an_unknown_model_is_answered_with_what_there_is(tmp_path: Path) -> None:
+    served = repository(tmp_path, own=("a/1", "a/2"))
+    for name, version, got in (("c", None, "got c"), ("a", "3", "got a/3"), (None, "7", "got a/7")):
+        with pytest.raises(UnknownModel, match=f"expected one of a/1, a/2; {got}"):
+            served.find(name, version)
+
+
+def test_an_unknown_default_ends_the_start(tmp_path: Path) -> None:
+    with pytest.raises(StartError, match="expected the default model to be one of a/1, got b"):
+        repository(tmp_path, own=("a/1",), default_model="b")
+
+
+def test_versions_are_numbers_where_they_are(tmp_path: Path) -> None:
+    assert sorted(["10", "9", "rc-2", "1", "rc-1"], key=version_key) == ["rc-1", "rc-2", "1", "9", "10"]
+
+
+def test_no_folder_and_no_model(tmp_path: Path) -> None:
+    with pytest.raises(StartError, match="found none at"):
+        Repository(Settings(models=tmp_path / "nowhere", provider="cpu"), bundled=tmp_path)
+    with pytest.raises(StartError, match=r"expected a model at NAME/VERSION/model\.onnx"):
+        repository(tmp_path)
+
+
+def test_folders_and_manifest_must_agree(tmp_path: Path) -> None:
+    lay(tmp_path / "models", "a/1")
+    (tmp_path / "models/a/1").rename(tmp_path / "models/a/2")
+    with pytest.raises(InvalidModel, match="expected a manifest that says a/2, as its folders do, got a/1"):
+        repository(tmp_path)

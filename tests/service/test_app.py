@@ -1,0 +1,111 @@
+"""The routes beside /classify, the API's own description, and what the service must not import."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from service.errors import InvalidModel
+from service.manifest import Manifest
+from service.settings import Settings
+from tests.service.conftest import Service, running
+from tests.service.routes.test_problem import check_problem
+
+
+def test_model(service: Service) -> None:
+    info = service.get("/model").json()
+    assert (info["name"], info["version"], info["default"]) == ("colours", "1", True)
+    assert (info["provider"], info["provider_reason"]) == ("cpu", None)
+    assert Manifest.model_validate(info["manifest"]).labels == ("red", "green", "blue", "dark")
+    other = service.get("/model", params={"model": "tags"}).json()
+    assert (other["name"], other["default"]) == ("tags", False)
+
+
+def test_models(service: Service) -> None:
+    models = service.get("/models").json()["models"]
+    assert [f"{m['name']}/{m['version']}" for m in models] == ["colours/1", "colours/2", "tags/1"]
+    assert [m["default"] for m in models] == [True, False, False]
+
+
+def test_health_and_index(service: Service) -> None:
+    assert service.get("/livez").json() == {"status": "live"}
+    assert service.get("/readyz").json() == {"status": "ready"}
+    index = service.get("/").json()
+    assert index["service"] == "ttvideo"
+    for name, link in index["links"].items():
+        assert service.get(link).status_code == (405 if name == "classify" else 200)
+
+
+def test_not_ready_before_the_start_and_while_draining(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(service.classifier, "_started", False)
+        assert check_problem(service.get("/readyz"), 503, "not_ready")["detail"] == "the service is starting"
+    with monkeypatch.context() as patch:
+        patch.setattr(service.classifier.admission, "draining", True)
+        assert check_problem(service.get("/readyz"), 503, "not_ready")["detail"] == "the service is shutting down"
+        check_problem(service.post(content=b"x"), 503, "not_ready")
+        assert service.get("/livez").status_code == 200
+    assert service.get("/readyz").status_code == 200
+
+
+def test_metrics(service: Service, clips: dict[str, Path]) -> None:
+    service.post(clips["red"])
+    response = service.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
+    for line in (
+        'ttvideo_requests_total{code="ok",route="/classify",status="200"}',
+        'ttvideo_stage_seconds_count{stage="decode"}',
+        'ttvideo_batch_size_count{model="colours"}',
+        'ttvideo_provider_info{model="colours",provider="cpu",reason="",version="1"} 1.0',
+        'ttvideo_queue_depth{queue="decode"} 0.0',
+        "ttvideo_decode_workers 2.0",
+        "ttvideo_decode_workers_replaced_total 0.0",
+        "ttvideo_requests_in_flight 0.0",
+        "ttvideo_ready 1.0",
+        "ttvideo_frames_decoded_total",
+        "ttvideo_upload_bytes_total",
+    ):
+        assert line in response.text
+
+
+def test_openapi_describes_the_answers(service: Service, clips: dict[str, Path]) -> None:
+    schema: dict[str, Any] = service.get("/openapi.json").json()
+    answers = schema["paths"]["/classify"]["post"]["responses"]
+    assert sorted(answers) == ["200", "400", "404", "413", "415", "422", "503", "504"]
+    assert answers["200"]["content"]["application/json"]["schema"]["$ref"] == "#/components/schemas/Classification"
+    for status, answer in answers.items():
+        if status != "200":
+            assert list(answer["content"]) == ["application/problem+json"]
+
+    def check(body: object, name: str) -> None:
+        jsonschema.validate(body, {"$ref": f"#/components/schemas/{name}", "components": schema["components"]})
+
+    check(service.post(clips["red"]).json(), "Classification")
+    check(service.post().json(), "Problem")
+    check(service.get("/model").json(), "ModelInfo")
+    check(service.get("/models").json(), "ModelList")
+
+
+def test_a_bad_model_ends_the_start(tmp_path: Path) -> None:
+    path = tmp_path / "a/1/model.onnx"
+    path.parent.mkdir(parents=True)
+    path.write_text("not onnx")
+    with (
+        pytest.raises(InvalidModel, match="ONNX Runtime cannot load it"),
+        running(Settings(models=tmp_path, provider="cpu")),
+    ):
+        pass
+
+
+def test_the_service_stands_alone() -> None:
+    code = (
+        "import sys, service.app, service.server, service.commandline\n"
+        "print(sorted({'torch', 'onnx', 'safetensors', 'ttmodels', 'exporters'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,181 @@
+"""`python -m service`, as a user meets it: real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.__main__ import main
+from service.server import _listen
+from tests.service.conftest import PATIENCE_S, lives, wait_until
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "service", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+
+
+@contextmanager
+def served(*arguments: str | Path) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
+    """The process, its URL, and everything it said on getting ready."""
+    command = [sys.executable, "-m", "service", "--port", "0", "--provider", "cpu", *map(str, arguments)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        greeting = ""
+        while "try: " not in greeting:
+            line = process.stdout.readline()
+            assert line, process.communicate()[1]
+            greeting += line
+        match = re.search(r"http://127\.0\.0\.1:\d+", greeting)
+        assert match is not None
+        yield process, match[0], greeting
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def children(pid: int) -> set[int]:
+    """Every process below this one."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(stat.read_text().rsplit(")", 1)[1].split()[1])
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if parent == pid:
+            child = int(stat.parent.name)
+            found |= {child, *children(child)}
+    return found
+
+
+@pytest.fixture
+def colours(models: Path) -> tuple[str | Path, ...]:
+    return "--models", models, "--default-model", "colours/1", "--decode-workers", "1"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_serves_says_how_and_ends_clean(
+    colours: tuple[str | Path, ...], clips: dict[str, Path], number: signal.Signals
+) -> None:
+    with served(*colours) as (process, url, greeting):
+        assert f"ttvideo serves colours/1 on {url}" in greeting
+        assert "provider: cpu" in greeting
+        assert re.search(rf"try: curl -F file=@\S+ {url}/classify", greeting)
+        with httpx.Client(base_url=url) as client:
+            assert client.get("/readyz").status_code == 200
+            response = client.post("/classify", files={"file": clips["green"].read_bytes()})
+            assert response.json()["label"] == "green"
+        below = children(process.pid)
+        assert below
+        process.send_signal(number)
+        assert process.wait(PATIENCE_S) == 0
+        wait_until(lambda: not any(map(lives, below)), "no child is left")
+
+
+def test_sigterm_lets_an_accepted_upload_finish(colours: tuple[str | Path, ...], clips: dict[str, Path]) -> None:
+    data = clips["blue"].read_bytes()
+    with served(*colours) as (process, url, _), socket.socket() as slow:
+        address = httpx.URL(url)
+        slow.settimeout(PATIENCE_S)
+        slow.connect((address.host, address.port or 0))
+        slow.sendall(b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(data) + data[:100])
+        wait_until(lambda: "requests_in_flight 1.0" in httpx.get(f"{url}/metrics").text, "the upload was accepted")
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGTERM)
+        wait_until(lambda: httpx.get(f"{url}/readyz").status_code == 503, "the service is no longer ready")
+        assert httpx.post(f"{url}/classify", content=data).status_code == 503
+        assert process.poll() is None
+        slow.sendall(data[100:])
+        said = b""
+        while piece := slow.recv(65536):
+            said += piece
+        assert said.startswith(b"HTTP/1.1 200 ")
+        assert b'"label":"blue"' in said
+        assert process.wait(PATIENCE_S) == 0
+
+
+def test_children_end_with_a_parent_that_was_killed(colours: tuple[str | Path, ...]) -> None:
+    with served(*colours) as (process, _, _):
+        below = children(process.pid)
+        process.kill()
+        process.wait(PATIENCE_S)
+        wait_until(lambda: not any(map(lives, below)), "no child is left")
+
+
+def test_a_port_in_use_is_one_clear_line(colours: tuple[str | Path, ...]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = run("--port", str(port), *colours)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.splitlines() == [
+        f"ttvideo: port {port} on 127.0.0.1 is in use; choose another with --port, or 0 for any that is free"
+    ]
+
+
+def test_bad_settings_are_one_clear_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(["--port", "99999"]) == 2
+    assert "ttvideo: settings: port: Input should be less than or equal to 65535, got 99999" in capsys.readouterr().err
+    monkeypatch.setenv("TTVIDEO_MAX_BATCH", "none")
+    assert main([]) == 2
+    assert "ttvideo: settings: max_batch: " in capsys.readouterr().err
+
+
+def test_classify_answers_each_file(colours: tuple[str | Path, ...], clips: dict[str, Path], tmp_path: Path) -> None:
+    bad = tmp_path / "bad.mp4"
+    bad.write_text("text")
+    files = [clips["red"], bad, tmp_path / "none.mp4", clips["blue"]]
+    done = run(*colours, "classify", *files, "--top-k", "2")
+    assert done.returncode == 1
+    lines = done.stdout.splitlines()
+    assert re.fullmatch(rf"{clips['red']}: red 0\.\d{{3}} \(\w+ 0\.\d{{3}}\)", lines[0])
+    assert lines[1].startswith(f"{bad}: The upload is not a video")
+    assert lines[2].startswith(f"{files[2]}: There is no such file")
+    assert lines[3].startswith(f"{clips['blue']}: blue 0.")
+
+
+def test_classify_as_json_gives_the_server_s_answer(colours: tuple[str | Path, ...], clips: dict[str, Path]) -> None:
+    done = run("classify", *colours, "--json", clips["green"], clips["red"])
+    assert done.returncode == 0
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [answer["file"] for answer in answers] == [str(clips["green"]), str(clips["red"])]
+    with served(*colours) as (_, url, _):
+        for answer in answers:
+            by_http = httpx.post(f"{url}/classify", content=Path(answer["file"]).read_bytes()).json()
+            del by_http["times_ms"], answer["classification"]["times_ms"]
+            assert answer["classification"] == by_http
+
+
+def test_classify_with_an_unknown_model_starts_nothing(colours: tuple[str | Path, ...], clips: dict[str, Path]) -> None:
+    done = run("classify", *colours, "--model", "m", clips["red"])
+    assert done.returncode == 2
+    assert "ttvideo: expected one of colours/1, colours/2, tags/1; got m" in done.stderr
+
+
+def test_help_needs_nothing_heavy() -> None:
+    code = "import sys; from service.__main__ import _parser; _parser(); print('onnxruntime' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=dict(os.environ)
+    )
+    assert done.stdout.strip() == "False"
+
+
+def test_answers_are_not_held_back() -> None:
+    """Without it a keep-alive client waits 40 ms for the end of every answer."""
+    with _listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
