@@ -1,7 +1,7 @@
 """The graph of a ClipClassifier: uint8 frames and lengths in, logits out. Batch and time are dynamic.
 
-frames -> Cast -> one MatMul a factor -> + bias -> RNN / GRU / LSTM -> head -> logits. Scaling and normalising are folded
-into the last core and the bias: W((x / 255 - mean) / std) + b.
+frames -> Cast -> one MatMul a factor -> + bias -> RNN / GRU / LSTM -> head -> logits. Scaling and normalising are
+folded into the last core and the bias: W((x / 255 - mean) / std) + b.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def _project(graph: Builder, model: ClipClassifier, plan: Plan, frames: ir.Value
 def _pool(
     graph: Builder, model: ClipClassifier, frames: ir.Value, lengths: ir.Value, steps: ir.Value, last: ir.Value
 ) -> tuple[ir.Value, ir.Value]:
-    """A clip's logits [batch, classes], and those over time [batch, time, classes] with the last repeated past its end."""
+    """A clip's logits [batch, classes], and those over time [batch, time, classes], the last repeated past its end."""
     axis_1, axis_2 = graph.constant([1], "axis_1"), graph.constant([2], "axis_2")
     num_steps = graph.op("Squeeze", graph.op("Shape", frames, start=1, end=2))
     zero, one = graph.constant(np.array(0), "zero"), graph.constant(np.array(1), "one")

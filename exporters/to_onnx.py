@@ -95,7 +95,8 @@ def _architecture(model: ClipClassifier) -> Architecture:
 def _serialize(graph: ir.Model) -> bytes:
     proto: onnx.ModelProto = ir.to_proto(graph)
     checker.check_model(proto, full_check=True)
-    return proto.SerializeToString()
+    data: bytes = proto.SerializeToString()
+    return data
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -42,7 +42,7 @@ def verify(model: ClipClassifier, onnx_bytes: bytes, *, tolerance: float = TOLER
         lengths[0] = time
         got = session.run(["logits", "logits_over_time"], {"frames": frames, "lengths": lengths})
         want = model(torch.from_numpy(frames), torch.from_numpy(lengths))
-        for name, mine, theirs in zip(want._fields, got, want, strict=True):
+        for name, mine, theirs in zip(want._fields, map(np.asarray, got), want, strict=True):
             if mine.shape != tuple(theirs.shape):
                 raise ParityError(f"{source}: {name} at batch {batch}, time {time}: expected the shape "
                                   f"{list(theirs.shape)}, got {list(mine.shape)}")  # fmt: skip

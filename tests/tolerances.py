@@ -12,3 +12,6 @@ LOGITS = 1e-3
 PROBABILITY = 1e-4
 """A served probability against the same model run in torch: LOGITS, through a softmax whose slope is at most 1/4, with
 room for the JSON rounding of neither."""
+
+SERVED = 1e-6
+"""A served probability against the same file run directly in ONNX Runtime: they differ by batch size and padding."""

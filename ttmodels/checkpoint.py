@@ -1,7 +1,8 @@
 """Checkpoints: one safetensors file, its JSON configuration in the header. Written atomically, read without pickle.
 
-Tensors: `model.<parameter>`, and in a checkpoint to resume from `optimizer.<index>.<name>`. Header keys: `ttvideo.format`,
-`ttvideo.model` and `ttvideo.train` (the configurations), `ttvideo.progress` (epoch, best figures, history, data set).
+Tensors: `model.<parameter>`, and in a checkpoint to resume from `optimizer.<index>.<name>`. Header keys:
+`ttvideo.format`, `ttvideo.model` and `ttvideo.train` (the configurations), `ttvideo.progress` (epoch, best figures,
+history, data set).
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class Checkpoint:
         """
         saved = _below(self.tensors, "optimizer.")
         if not saved:
-            raise ValueError("expected the optimiser's state in the checkpoint, found only the model: resume from `last`")
+            raise ValueError("expected the optimiser's state, found only the model: resume from `last`")
         state: dict[int, dict[str, torch.Tensor]] = {}
         for name, tensor in saved.items():
             index, key = name.split(".", 1)
@@ -119,7 +120,7 @@ def load(path: Path) -> Checkpoint:
         raise ValueError(f"{path}: expected a safetensors file, got something else or a broken one: {error}") from error
     found = header.get("ttvideo.format")
     if found is None:
-        raise ValueError(f"{path}: a safetensors file, but not a checkpoint of ttvideo; its header has {sorted(header)}")
+        raise ValueError(f"{path}: safetensors, but not a checkpoint of ttvideo: its header has {sorted(header)}")
     if not found.isdigit() or int(found) > FORMAT_VERSION:
         raise ValueError(f"{path}: checkpoint format {found}, this code reads up to {FORMAT_VERSION}; upgrade ttvideo")
     try:

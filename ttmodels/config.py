@@ -70,7 +70,7 @@ class TrainConfig:
     valid_fraction: float = 0.1
     """Share of the clips, class by class, held back to choose the best epoch. The test set is another folder."""
     mirror_horizontal: str | None = None
-    """Clips may be mirrored left to right: "a=b,c=d" names the labels that change places by it, "" none; None forbids."""
+    """Clips may be mirrored: "a=b,c=d" names the labels that change places by it, "" none; None forbids it."""
     mirror_vertical: str | None = None
     gain: float = 0.0
     """Brightness varies by up to this share."""
@@ -111,7 +111,7 @@ def train_config_from_json(text: str) -> TrainConfig:
 
 
 def _known(kind: type, text: str) -> dict[str, Any]:
-    """Fields that a file of an older version lacks keep their defaults; one that this version does not know is refused."""
+    """Fields that an older file lacks keep their defaults; one that this version does not know is refused."""
     values: dict[str, Any] = json.loads(text)
     expected = {f.name for f in dataclasses.fields(kind)}
     if unknown := set(values) - expected:

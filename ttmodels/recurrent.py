@@ -90,7 +90,7 @@ class TTRecurrent(nn.Module, ABC):
         self, projected: Tensor, lengths: Tensor | None = None, state: Tensor | State | None = None
     ) -> tuple[Tensor, Tensor | State]:
         """The sequential part. projected [batch, time, num_gates * hidden] -> as `forward`."""
-        batch, time = projected.shape[:2]
+        time = projected.shape[1]
         now = self._initial(projected, state)
         keep = None
         if lengths is not None:
@@ -114,9 +114,8 @@ class TTRecurrent(nn.Module, ABC):
             return tuple(projected.new_zeros(shape) for _ in range(self.num_states))
         parts = (state,) if isinstance(state, Tensor) else tuple(state)
         if len(parts) != self.num_states or any(part.shape != (1, *shape) for part in parts):
-            raise ValueError(
-                f"expected {self.num_states} state(s) of shape {[1, *shape]}, got {[list(part.shape) for part in parts]}"
-            )
+            found = [list(part.shape) for part in parts]
+            raise ValueError(f"expected {self.num_states} state(s) of shape {[1, *shape]}, got {found}")
         return tuple(part[0] for part in parts)
 
     def _hidden_gates(self, h: Tensor) -> Tensor:

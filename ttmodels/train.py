@@ -87,7 +87,7 @@ def train(data: Path, out: Path, model_config: ModelConfig, config: TrainConfig,
                 group["lr"] = config.learning_rate * schedule(step / num_steps, config.warmup)
             loss = clip_loss(model(frames), targets, config.over_time_weight)
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
             optimizer.step()
             train_loss += loss.item() * len(targets) / len(train_data)
@@ -151,19 +151,22 @@ def _both_as_json(model_config: ModelConfig, config: TrainConfig) -> str:
 
 def _summary(model: ClipClassifier, train_data: DecodedClips, valid_data: DecodedClips) -> str:
     config, shape, saved = model.config, model.rnn.projection.shape, model.compression()
-    rnn = sum(p.numel() for p in model.rnn.parameters())
-    return "\n".join(
-        [
-            f"classes          {len(config.labels)}: {', '.join(config.labels)}",
-            f"clips            {len(train_data)} to train on, {len(valid_data)} to choose by",
-            f"sampling         {config.sampling.num_frames} frames of {config.sampling.width}x{config.sampling.height}, "
-            f"{config.sampling.policy}",
-            f"TT-{config.cell.upper():<13} {shape.input_modes} -> {shape.output_modes}, ranks {shape.tt_ranks}",
-            f"input-to-hidden  {shape.num_parameters:>9,} parameters, {saved.input_to_hidden:>10,.1f} times fewer than dense",
-            f"whole RNN        {rnn:>9,} parameters, {saved.rnn:>10,.1f} times fewer than dense",
-            f"whole model      {model.num_parameters():>9,} parameters, {saved.model:>10,.1f} times fewer than dense",
-        ]
-    )
+    sampling = config.sampling
+    sizes = [
+        ("input-to-hidden", shape.num_parameters, saved.input_to_hidden),
+        ("whole RNN", sum(p.numel() for p in model.rnn.parameters()), saved.rnn),
+        ("whole model", model.num_parameters(), saved.model),
+    ]
+    lines = [
+        f"classes          {len(config.labels)}: {', '.join(config.labels)}",
+        f"clips            {len(train_data)} to train on, {len(valid_data)} to choose by",
+        f"sampling         {sampling.num_frames} frames of {sampling.width}x{sampling.height}, {sampling.policy}",
+        f"TT-{config.cell.upper():<13} {shape.input_modes} -> {shape.output_modes}, ranks {shape.tt_ranks}",
+    ]
+    lines += [
+        f"{name:<16} {count:>9,} parameters, {times:>10,.1f} times fewer than dense" for name, count, times in sizes
+    ]
+    return "\n".join(lines)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -155,18 +155,29 @@ class DecodePool:
             self._replace(decoder)  # it died while idle, which is no request's fault
 
     async def _wait(self, deadline: float) -> _Decoder:
-        waiter: asyncio.Future[_Decoder] = asyncio.get_running_loop().create_future()
-        self._waiting.append(waiter)
+        turn: asyncio.Future[_Decoder] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        decoder = None
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
-                return await waiter
+                decoder = await turn
         except TimeoutError:
             raise DeadlineExceeded("no decoder was free before the deadline") from None
         finally:
-            if waiter in self._waiting:
-                self._waiting.remove(waiter)
-            elif waiter.cancelled() is False and waiter.done() and False:
-                pass
+            if decoder is None and turn.done() and not turn.cancelled():
+                self._offer(turn.result())  # its turn came in the moment in which it gave up
+            elif turn in self._waiting:
+                self._waiting.remove(turn)
+        return decoder
+
+    def _offer(self, decoder: _Decoder) -> None:
+        """Hand a decoder to whoever waits longest. Nobody who comes later can slip in between."""
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():  # it has not given up
+                turn.set_result(decoder)
+                return
+        self._idle.append(decoder)
 
     async def _add(self) -> None:
         decoder = await _Decoder.start(self.clip_bytes)

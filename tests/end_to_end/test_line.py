@@ -122,6 +122,7 @@ def test_the_command_line_agrees_with_the_server(line: Line, made: Path) -> None
     printed = [json.loads(text) for text in done.stdout.splitlines()]
     assert [entry["file"] for entry in printed] == paths
     for path, entry in zip(line.made, printed, strict=True):
-        response = httpx.post(f"{line.url}/classify", params={"model": "tiny"}, content=path.read_bytes(), timeout=PATIENCE_S)
+        body = path.read_bytes()
+        response = httpx.post(f"{line.url}/classify", params={"model": "tiny"}, content=body, timeout=PATIENCE_S)
         for one, other in zip(entry["classification"]["over_time"], response.json()["over_time"], strict=True):
             assert one["probabilities"] == pytest.approx(other["probabilities"], abs=PROBABILITY)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +23,6 @@ from service.settings import Settings
 from tests.service import onnx_models
 from ttmodels.data.encode import write_video
 
-CLIPS = Path(__file__).parents[2] / ".." / "shared" / "clips"
 PATIENCE_S = 20.0
 """Long enough for anything that is going to happen at all."""
 
@@ -71,18 +69,6 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, colour in colours.items():
         write_video(folder / name, coloured_frames(colour), codec="mpeg4" if name.endswith("avi") else "libx264")
     return {name.split(".")[0]: folder / name for name in colours}
-
-
-@pytest.fixture(scope="session")
-def shared_clips() -> list[Path]:
-    """Real clips, from other people's cameras and encoders."""
-    found = sorted(p for p in CLIPS.glob("*") if p.suffix != ".md") if CLIPS.is_dir() else []
-    if not found:
-        message = f"expected real clips in {CLIPS.resolve()}, found none"
-        if os.environ.get("CI") == "true":
-            pytest.fail(message)
-        pytest.skip(message)
-    return found
 
 
 @pytest.fixture(scope="session")

@@ -42,7 +42,7 @@ def posted(service: Service, path: Path, times: int) -> Iterator[list[Future[htt
     os.kill(service.classifier.pool.pids[0], signal.SIGSTOP)
     with ThreadPoolExecutor(times) as threads:
         futures = [threads.submit(service.post, path)]
-        wait_until(lambda: service.classifier.pool._idle.empty(), "the first request is in the decoder")
+        wait_until(lambda: service.classifier.pool.num_idle == 0, "the first request is in the decoder")
         futures += [threads.submit(service.post, path) for _ in range(times - 1)]
         wait_until(lambda: service.classifier.pool.num_waiting == times - 1, "the others wait")
         yield futures
@@ -76,7 +76,7 @@ def test_a_client_that_hangs_up_stops_the_work(small: Service, clips: dict[str, 
     os.kill(small.classifier.pool.pids[0], signal.SIGSTOP)
     with socket.create_connection(small.address, timeout=PATIENCE_S) as connection:
         connection.sendall(b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(data) + data)
-        wait_until(lambda: small.classifier.pool._idle.empty(), "the request is in the decoder")
+        wait_until(lambda: small.classifier.pool.num_idle == 0, "the request is in the decoder")
     wait_until(lambda: small.classifier.admission.in_flight == 0, "the work has stopped")
     assert small.post(clips["red"]).status_code == 200
     assert small.classifier.pool.num_replaced == 1

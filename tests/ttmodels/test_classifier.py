@@ -51,7 +51,8 @@ def test_compression_compares_with_the_dense_network() -> None:
     dense = torch.nn.GRU(576, 16)
     saved = model.compression()
     dense_rnn = sum(p.numel() for p in dense.parameters())
-    assert saved.input_to_hidden == pytest.approx(dense.weight_ih_l0.numel() / model.rnn.projection.shape.num_parameters)
+    train = model.rnn.projection.shape.num_parameters
+    assert saved.input_to_hidden == pytest.approx(dense.weight_ih_l0.numel() / train)
     assert saved.rnn == pytest.approx(dense_rnn / sum(p.numel() for p in model.rnn.parameters()))
     assert saved.model == pytest.approx((dense_rnn + 16 * 3 + 3) / model.num_parameters())
 

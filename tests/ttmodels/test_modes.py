@@ -5,7 +5,9 @@ import pytest
 from ttmodels.modes import balanced_modes, check_modes, frame_modes
 
 
-@pytest.mark.parametrize(("size", "num_modes", "modes"), [(57600, 4, (15, 15, 16, 16)), (64, 3, (4, 4, 4)), (7, 2, (1, 7))])
+@pytest.mark.parametrize(
+    ("size", "num_modes", "modes"), [(57600, 4, (15, 15, 16, 16)), (64, 3, (4, 4, 4)), (7, 2, (1, 7))]
+)
 def test_modes_are_balanced(size: int, num_modes: int, modes: tuple[int, ...]) -> None:
     assert balanced_modes(size, num_modes) == modes
 

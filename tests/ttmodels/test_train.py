@@ -55,18 +55,17 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(
         if path.name == "last.safetensors" and checkpoint.load(path).progress.epoch == 2:
             raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(checkpoint, "save", stop_after_two)
+    monkeypatch.setattr(checkpoint, "save", stop_after_two)
+    with pytest.raises(KeyboardInterrupt):
         run(folder, tmp_path / "parts", *more)
+    monkeypatch.undo()
     assert run(folder, tmp_path / "parts", *more, "--resume") == 0
     whole, parts = (checkpoint.load(tmp_path / name / "last.safetensors") for name in ("whole", "parts"))
     assert whole.tensors.keys() == parts.tensors.keys()
     assert all(torch.equal(whole.tensors[name], parts.tensors[name]) for name in whole.tensors)
 
 
-def test_another_configuration_is_not_resumed(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_another_configuration_is_not_resumed(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(folder, tmp_path / "run", "--epochs", "1") == 0
     assert run(folder, tmp_path / "run", "--epochs", "2", "--resume") == 2
     assert "was started with another configuration" in capsys.readouterr().err

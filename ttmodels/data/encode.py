@@ -8,6 +8,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.video.stream import VideoStream
 
 PIXEL_FORMATS = {"mjpeg": "yuvj420p", "gif": "rgb8", "ffv1": "bgr0"}
 
@@ -34,6 +35,8 @@ def write_video(
         raise ValueError(f"expected uint8 [time, height, width, 3], got {frames.dtype} {frames.shape}")
     with av.open(str(path), "w", format=container) as output:
         stream = output.add_stream(codec, rate=Fraction(rate).limit_denominator(1001), options=dict(options or {}))
+        if not isinstance(stream, VideoStream):
+            raise ValueError(f"expected an encoder of video, got {codec!r}, of {stream.type}")
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = PIXEL_FORMATS.get(codec, "yuv420p")
         stream.codec_context.thread_count = 1

@@ -127,7 +127,9 @@ class DecodedClips:
         """uint8 [batch, time, height, width, 3] and int64 [batch]."""
         return self._frames[self._rows[indices]], self.clips.targets[indices]
 
-    def batches(self, batch_size: int, rng: np.random.Generator | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def batches(
+        self, batch_size: int, rng: np.random.Generator | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Each clip once, in order, or shuffled by `rng`."""
         order = np.arange(len(self)) if rng is None else rng.permutation(len(self))
         for start in range(0, len(order), batch_size):

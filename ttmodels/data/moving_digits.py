@@ -39,7 +39,9 @@ TRAIN_ENCODINGS = (
     Encoding("libx264", "mp4", (("crf", ("18", "23", "28", "33")), ("preset", ("ultrafast", "veryfast")))),
     Encoding("libx264", "mkv", (("crf", ("20", "26", "32")), ("preset", ("veryfast",)), ("g", ("8", "30")))),
     Encoding("mpeg4", "avi", (("bf", ("0", "2")),), (0.08, 0.5)),
-    Encoding("libx265", "mp4", (("x265-params", ("log-level=none",)), ("crf", ("22", "30")), ("preset", ("ultrafast",)))),
+    Encoding(
+        "libx265", "mp4", (("x265-params", ("log-level=none",)), ("crf", ("22", "30")), ("preset", ("ultrafast",)))
+    ),
     Encoding("mjpeg", "avi", (), (0.6, 2.0)),
 )
 TEST_ENCODINGS = (
@@ -69,7 +71,7 @@ def _distance_to_strokes(strokes: Sequence[tuple[float, float, float, float]]) -
         dx, dy = x1 - x0, y1 - y0
         along = np.clip(((x - x0) * dx + (y - y0) * dy) / max(dx * dx + dy * dy, 1e-6), 0, 1)
         distances.append(np.hypot(x - x0 - along * dx, y - y0 - along * dy))
-    return np.min(distances, axis=0)
+    return np.asarray(np.min(distances, axis=0), np.float32)
 
 
 LETTERS: dict[str, tuple[tuple[float, float, float, float], ...]] = {
@@ -97,7 +99,7 @@ def ball_mask(rng: np.random.Generator) -> np.ndarray:
     radius = rng.uniform(8, 12)
     inside = np.clip(radius - np.hypot(x, y) + 0.5, 0, 1)
     shade = 1 - rng.uniform(0, 0.5) * np.hypot(x + 3, y + 3) / (radius + 4)
-    return (inside * shade).astype(np.float32)
+    return np.asarray(inside * shade, np.float32)
 
 
 # ---- where it is
@@ -158,7 +160,7 @@ def _start(rng: np.random.Generator, low: float, high: float, extent: int) -> fl
 
 
 def make_background(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
-    """float32 [height, width, 3] in 0..1: plain, gradient, clouds, stripes, checks or spots, of any colour and contrast."""
+    """float32 [height, width, 3] in 0..1: plain, gradient, clouds, stripes, checks or spots, of any colour."""
     y, x = np.mgrid[:height, :width].astype(np.float32)
     kind = rng.choice(["plain", "gradient", "clouds", "stripes", "checks", "spots"])
     angle = rng.uniform(0, 2 * np.pi)
@@ -194,7 +196,7 @@ def _resample(image: np.ndarray, width: int, height: int) -> np.ndarray:
     rows = np.stack([np.interp(x, np.arange(image.shape[1]), row) for row in image])
     y0 = np.minimum(y.astype(int), image.shape[0] - 2)
     f = (y - y0)[:, None]
-    return rows[y0] * (1 - f) + rows[y0 + 1] * f
+    return np.asarray(rows[y0] * (1 - f) + rows[y0 + 1] * f)
 
 
 def paste(frame: np.ndarray, mask: np.ndarray, colour: np.ndarray, x: float, y: float, size: float) -> None:
@@ -267,7 +269,7 @@ def write_clip(
     rate = float(rng.choice([12, 15, 24, 25, 30]))
     num_frames = int(rng.integers(20, 49))
     frames = make_clip(rng, motion, draw_mask, num_frames=num_frames, width=width, height=height)
-    encoding = encodings[rng.integers(len(encodings))]
+    encoding = encodings[int(rng.integers(len(encodings)))]
     if encoding.codec in ("mpeg2video", "mpeg1video"):
         rate = float(rng.choice([24, 25, 30]))
     options = {name: str(rng.choice(choices)) for name, choices in encoding.options}
@@ -294,10 +296,22 @@ def _masks(things: str, mnist: Path | None, split: str) -> Callable[[np.random.G
     return {"balls": ball_mask, "letters": letter_mask}[things]
 
 
-def _write(job: tuple[Path, tuple[int, ...], str, str, Path | None, str]) -> Path:
-    stem, seed, motion, things, mnist, split = job
-    encodings = TRAIN_ENCODINGS if split == "train" else TEST_ENCODINGS
-    return write_clip(stem, seed, motion, _masks(things, mnist, split), encodings)
+@dataclass(frozen=True)
+class _Job:
+    """One clip to make."""
+
+    stem: Path
+    seed: tuple[int, ...]
+    motion: str
+    things: str
+    mnist: Path | None
+    split: str
+    encodings: tuple[Encoding, ...]
+
+    def run(self) -> Path:
+        return write_clip(
+            self.stem, self.seed, self.motion, _masks(self.things, self.mnist, self.split), self.encodings
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -314,18 +328,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--clips-per-class", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--codec", help="only encodings by this encoder, of either split")
     options = parser.parse_args(arguments)
-    split_key = {"train": 0, "test": 1}[options.split]
-    thing_key = ["digits", "balls", "letters"].index(options.things)
+    encodings = TRAIN_ENCODINGS if options.split == "train" else TEST_ENCODINGS
+    if options.codec:
+        encodings = tuple(e for e in TRAIN_ENCODINGS + TEST_ENCODINGS if e.codec == options.codec)
+        if not encodings:
+            names = sorted({e.codec for e in TRAIN_ENCODINGS + TEST_ENCODINGS})
+            parser.error(f"--codec: expected one of {', '.join(names)}, got {options.codec}")
+    key = (options.seed, ["train", "test"].index(options.split), ["digits", "balls", "letters"].index(options.things))
+    try:
+        _masks(options.things, options.mnist, options.split)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     jobs = [
-        (options.out / motion / f"{i:05d}", (options.seed, split_key, thing_key, label, i), motion, options.things,
-         options.mnist, options.split)
+        _Job(
+            options.out / motion / f"{i:05d}",
+            (*key, label, i),
+            motion,
+            options.things,
+            options.mnist,
+            options.split,
+            encodings,
+        )
         for i in range(options.clips_per_class)
         for label, motion in enumerate(MOTIONS)
-    ]  # fmt: skip
-    _masks(options.things, options.mnist, options.split)
+    ]
     with ProcessPoolExecutor(options.workers) as pool:
-        for _ in tqdm(pool.map(_write, jobs, chunksize=8), total=len(jobs), unit="clip"):
+        for _ in tqdm(pool.map(_Job.run, jobs, chunksize=8), total=len(jobs), unit="clip"):
             pass
 
 

@@ -242,7 +242,7 @@ def test_not_one_picture_is_an_error(tmp_path: Path) -> None:
 def test_an_ffmpeg_with_a_known_hole_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     decode.check_ffmpeg()
     monkeypatch.setattr(av, "ffmpeg_version_info", "n8.0.1-12-gabc")
-    with pytest.raises(StartError, match="bundles FFmpeg 8.0.1, expected at least 8.1.2"):
+    with pytest.raises(StartError, match=r"bundles FFmpeg 8\.0\.1, expected at least 8\.1\.2"):
         decode.check_ffmpeg()
 
 

@@ -153,6 +153,22 @@ def test_a_cancelled_request_frees_its_place_at_once(clips: dict[str, Path]) -> 
     assert with_pool(test).num_replaced == 1
 
 
+def test_first_come_first_served(clips: dict[str, Path]) -> None:
+    """Who has just been served does not get in before those who wait."""
+    order = []
+
+    async def test(pool: DecodePool) -> None:
+        async def client(name: int) -> None:
+            for _ in range(3):
+                await pool.decode(clips["red"], SAMPLING, soon())
+                order.append(name)
+
+        await asyncio.gather(*(client(name) for name in range(3)))
+
+    with_pool(test)
+    assert order == [0, 1, 2] * 3
+
+
 def test_many_cancelled_requests_leave_nothing_behind(clips: dict[str, Path]) -> None:
     async def test(pool: DecodePool) -> None:
         for _ in range(10):
