@@ -23,8 +23,9 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         settings = _settings(arguments)
+        quiet = arguments.command == "classify" and arguments.log_level is None
         logging.basicConfig(
-            level=settings.log_level.upper(),
+            level="WARNING" if quiet else settings.log_level.upper(),
             format="%(asctime)s %(levelname)s %(name)s: %(message)s",
             stream=sys.stderr,
         )

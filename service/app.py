@@ -12,6 +12,7 @@ from service.engine.classifier import Classifier
 from service.metrics import Metrics
 from service.middleware import Observe
 from service.routes import classify, health, metrics, model, problem
+from service.routes.upload import check_spool
 from service.settings import Settings
 
 
@@ -25,6 +26,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        check_spool(settings.spool_dir)
         classifier = app.state.classifier = Classifier(settings, series)
         await classifier.start()
         try:

@@ -22,8 +22,8 @@ from service.settings import Settings
 log = logging.getLogger(__name__)
 
 BACKLOG = 1024
-SHUTDOWN_GRACE_S = 5.0
-"""Past the deadline of a clip by this much a shutdown waits for clients that do not take their answers."""
+SHUTDOWN_GRACE_S = 5
+"""Past the deadline of a clip by this much a shutdown waits for clients that send no more or take no answer."""
 
 
 async def serve(settings: Settings) -> None:
@@ -44,7 +44,7 @@ async def serve(settings: Settings) -> None:
                 access_log=False,
                 server_header=False,
                 backlog=BACKLOG,
-                timeout_graceful_shutdown=int(settings.deadline_s + SHUTDOWN_GRACE_S),
+                timeout_graceful_shutdown=SHUTDOWN_GRACE_S,
             )
             await _Server(config, app.state.classifier, listener).serve(sockets=[listener])
     log.info("stopped")
@@ -79,10 +79,15 @@ class _Server(uvicorn.Server):
         log.info("%s: taking no more, answering what was accepted", number.name)
         self._draining = asyncio.get_running_loop().create_task(self._drain())
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        for task in self.server_state.tasks:  # those that were not to be waited for
+            task.cancel()
+
     async def _drain(self) -> None:
         # /readyz turns first, on a door that is still open; it closes when the last accepted clip has its answer.
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self.config.timeout_graceful_shutdown):
+            async with asyncio.timeout(self._classifier.settings.deadline_s + SHUTDOWN_GRACE_S):
                 await self._classifier.admission.drain()
         self.should_exit = True
 

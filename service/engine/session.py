@@ -6,7 +6,7 @@ import hashlib
 import logging
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -39,9 +39,20 @@ class Session:
             raise InvalidModel(f"{path}: cannot be read: {error.strerror}") from error
         self.path = path
         self.sha256 = hashlib.sha256(model).hexdigest()
-        self._session, self.provider, self.provider_reason = _open(model, path, choice, device_id, strict)
-        self.manifest = Manifest.from_metadata(self._session.get_modelmeta().custom_metadata_map, source=str(path))
-        _check_signature(self._session, self.manifest, path)
+        try:
+            self._load(model, choice, device_id)
+        except _CudaFailed as failure:
+            if strict:
+                raise ProviderUnavailable(f"{path}: CUDA was asked for and not had: {failure}") from failure
+            log.warning("%s: on the CPU, since CUDA failed: %s", path, failure)
+            self._load(model, Choice("cpu", str(failure)), device_id)
+
+    def _load(self, model: bytes, choice: Choice, device_id: int) -> None:
+        self.provider, self.provider_reason = choice.name, choice.reason
+        self._session = _open(model, self.path, choice, device_id)
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        self.manifest = Manifest.from_metadata(metadata, source=str(self.path))
+        _check_signature(self._session, self.manifest, self.path)
         self.warm_up_s = self._warm_up()
 
     def run(self, frames: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -63,6 +74,8 @@ class Session:
             try:
                 logits, over_time = self.run(frames, np.full(batch, time_steps, np.int32))
             except Exception as error:
+                if self.provider == "cuda":
+                    raise _CudaFailed(f"a run failed: {error}") from error
                 raise InvalidModel(f"{self.path}: a run on {batch} x {steps} frames failed: {error}") from error
             expected = (batch, num_labels), (batch, steps, num_labels)
             if (logits.shape, over_time.shape) != expected:
@@ -87,29 +100,23 @@ def probabilities(logits: np.ndarray, manifest: Manifest) -> np.ndarray:
     return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
 
 
-def _open(
-    model: bytes, path: Path, choice: Choice, device_id: int, strict: bool
-) -> tuple[onnxruntime.InferenceSession, Literal["cpu", "cuda"], str | None]:
-    """The session, the provider that it really got, and why that is not CUDA."""
+class _CudaFailed(Exception):
+    """CUDA looked usable and was not."""
+
+
+def _open(model: bytes, path: Path, choice: Choice, device_id: int) -> onnxruntime.InferenceSession:
     options = _options()
-    if choice.name == "cuda":
-        session, fault = None, None
-        cuda: list[Any] = [(CUDA, {"device_id": device_id, "cudnn_conv_algo_search": "HEURISTIC"}), CPU]
-        try:
-            session = onnxruntime.InferenceSession(model, options, providers=cuda, enable_fallback=0)
-        except Exception as error:
-            fault = f"the session could not be made on CUDA: {error}"
-        if session is not None:
-            if CUDA in session.get_providers():
-                return session, "cuda", None
-            fault = f"ONNX Runtime fell back to {', '.join(session.get_providers())}"
-        if strict:
-            raise ProviderUnavailable(f"{path}: CUDA was asked for and not had: {fault}")
-        choice = Choice("cpu", fault)
+    cuda: list[Any] = [(CUDA, {"device_id": device_id, "cudnn_conv_algo_search": "HEURISTIC"}), CPU]
+    providers = cuda if choice.name == "cuda" else [CPU]
     try:
-        return onnxruntime.InferenceSession(model, options, providers=[CPU]), "cpu", choice.reason
+        session = onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0)
     except Exception as error:
+        if choice.name == "cuda":
+            raise _CudaFailed(f"the session could not be made: {error}") from error
         raise InvalidModel(f"{path}: ONNX Runtime cannot load it: {error}") from error
+    if choice.name == "cuda" and CUDA not in session.get_providers():
+        raise _CudaFailed(f"ONNX Runtime fell back to {', '.join(session.get_providers())}")
+    return session
 
 
 def _options() -> onnxruntime.SessionOptions:

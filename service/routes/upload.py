@@ -15,7 +15,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
 
-from service.errors import EmptyUpload, MalformedUpload, UploadTooLarge
+from service.errors import EmptyUpload, MalformedUpload, StartError, UploadTooLarge
 
 FIELD = "file"
 MAX_FORM_OVERHEAD_BYTES = 64 * 1024
@@ -29,6 +29,16 @@ class Upload:
     path: Path
     num_bytes: int
     receive_s: float
+
+
+def check_spool(spool_dir: Path | None) -> None:
+    """Raise StartError where uploads could not be written."""
+    try:
+        with tempfile.TemporaryFile(dir=spool_dir):
+            pass
+    except OSError as error:
+        where = spool_dir or tempfile.gettempdir()
+        raise StartError(f"expected a folder for uploads that can be written at {where}: {error.strerror}") from error
 
 
 @asynccontextmanager

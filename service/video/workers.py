@@ -7,6 +7,7 @@ is a pool for asyncio; one process decodes one clip at a time, straight into mem
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import multiprocessing
@@ -103,10 +104,11 @@ class DecodePool:
             StartError: a process could not be started, or refused FFmpeg's version.
         """
         prepare()
-        try:
-            await asyncio.gather(*(self._add() for _ in range(self.num_workers)))
-        except (OSError, EOFError, TimeoutError) as error:
-            raise StartError(f"a decoder process could not be started: {error or type(error).__name__}") from error
+        outcomes = await asyncio.gather(*(self._add() for _ in range(self.num_workers)), return_exceptions=True)
+        for error in filter(None, outcomes):
+            if isinstance(error, OSError | EOFError):  # of which TimeoutError is one
+                raise StartError(f"a decoder process could not be started: {str(error) or type(error).__name__}")
+            raise error
 
     async def close(self) -> None:
         """End every process. Requests under way get `DecoderCrashed`."""
@@ -137,7 +139,9 @@ class DecodePool:
             raise
         except TimeoutError:
             raise DeadlineExceeded(f"decoding was not done {time.monotonic() - asked:.1f} s after the upload") from None
-        except (OSError, EOFError, ValueError):
+        except (OSError, EOFError, ValueError, LookupError, TypeError):
+            # It is gone, or what it says makes no sense: then it is not to be trusted with anything any more.
+            decoder.kill()
             raise DecoderCrashed(await decoder.last_words()) from None
         finally:
             # A cancelled request lands here too: its decoder is in the middle of something, and nobody wants it.
@@ -189,6 +193,7 @@ class DecodePool:
         self._decoders.discard(decoder)
         if self._closing:
             return
+        log.warning("decoder process %d is replaced: it died, hung, or nobody wants its clip any more", decoder.pid)
         self.num_replaced += 1
         self._on_replace()
         task = asyncio.get_running_loop().create_task(self._start_another(decoder))
@@ -201,7 +206,7 @@ class DecodePool:
             try:
                 await self._add()
                 break
-            except (OSError, EOFError, TimeoutError, StartError):
+            except (OSError, EOFError, StartError):
                 log.exception("a decoder process could not be started; trying again in %.1f s", delay_s)
                 await asyncio.sleep(delay_s)
                 delay_s = min(2 * delay_s, 5.0)
@@ -272,10 +277,11 @@ class _Decoder:
 
     async def last_words(self) -> str:
         """How the process ended, for people."""
-        await asyncio.to_thread(self._process.join, END_TIMEOUT_S)
-        code = self._process.exitcode
-        if code is not None and code < 0:
-            return f"the decoder process was ended by {signal.Signals(-code).name}"
+        with contextlib.suppress(ValueError):  # of a pool that is being closed
+            await asyncio.to_thread(self._process.join, END_TIMEOUT_S)
+            code = self._process.exitcode
+            if code is not None and code < 0:
+                return f"the decoder process was ended by {signal.Signals(-code).name}"
         return "the decoder process ended unexpectedly"
 
     def kill(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from service.errors import InvalidModel
+from service.errors import InvalidModel, StartError
 from service.manifest import Manifest
 from service.settings import Settings
 from tests.service.conftest import Service, running
@@ -99,6 +99,12 @@ def test_a_bad_model_ends_the_start(tmp_path: Path) -> None:
         pytest.raises(InvalidModel, match="ONNX Runtime cannot load it"),
         running(Settings(models=tmp_path, provider="cpu")),
     ):
+        pass
+
+
+def test_a_spool_that_is_not_there_ends_the_start(tmp_path: Path) -> None:
+    settings = Settings(spool_dir=tmp_path / "none")
+    with pytest.raises(StartError, match=r"expected a folder for uploads .*none"), running(settings):
         pass
 
 

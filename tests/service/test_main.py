@@ -107,6 +107,18 @@ def test_sigterm_lets_an_accepted_upload_finish(colours: tuple[str | Path, ...],
         assert process.wait(PATIENCE_S) == 0
 
 
+def test_a_second_ctrl_c_waits_for_nobody(colours: tuple[str | Path, ...]) -> None:
+    with served("--deadline-s", "600", *colours) as (process, url, _), socket.socket() as slow:
+        address = httpx.URL(url)
+        slow.connect((address.host, address.port or 0))
+        slow.sendall(b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc")
+        wait_until(lambda: "requests_in_flight 1.0" in httpx.get(f"{url}/metrics").text, "the upload was accepted")
+        process.send_signal(signal.SIGINT)
+        wait_until(lambda: httpx.get(f"{url}/readyz").status_code == 503, "the service is no longer ready")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE_S) == 0
+
+
 def test_children_end_with_a_parent_that_was_killed(colours: tuple[str | Path, ...]) -> None:
     with served(*colours) as (process, _, _):
         below = children(process.pid)

@@ -123,6 +123,31 @@ def test_a_session_that_fell_back_in_silence_is_caught(models: Path, monkeypatch
     assert session.provider_reason == "ONNX Runtime fell back to CPUExecutionProvider"
 
 
+def test_cuda_that_fails_at_its_first_run_is_caught(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it does where cuDNN does not fit."""
+
+    class OnCuda(onnxruntime.InferenceSession):
+        def __init__(self, model: bytes, options: Any, providers: Any, **others: Any) -> None:
+            super().__init__(model, options, providers=["CPUExecutionProvider"], **others)
+            self.claims = [one if isinstance(one, str) else one[0] for one in providers]
+
+        def get_providers(self) -> list[str]:
+            return self.claims
+
+        def run(self, *arguments: Any) -> Any:
+            if "CUDAExecutionProvider" in self.claims:
+                raise RuntimeError("CUDNN_STATUS_NOT_INITIALIZED")
+            return super().run(*arguments)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", OnCuda)
+    path = models / "colours/1/model.onnx"
+    with pytest.raises(ProviderUnavailable, match="a run failed: CUDNN_STATUS_NOT_INITIALIZED"):
+        Session(path, Choice("cuda"), strict=True)
+    session = Session(path, Choice("cuda"))
+    assert session.provider == "cpu"
+    assert session.provider_reason == "a run failed: CUDNN_STATUS_NOT_INITIALIZED"
+
+
 def test_probabilities() -> None:
     logits = np.array([[0.0, 1.0, 2.0, -1.0], [1000.0, 0.0, -1000.0, 0.0]])
     single = probabilities(logits, onnx_models.manifest(temperature=2.0))

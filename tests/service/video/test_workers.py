@@ -153,6 +153,21 @@ def test_a_cancelled_request_frees_its_place_at_once(clips: dict[str, Path]) -> 
     assert with_pool(test).num_replaced == 1
 
 
+@pytest.mark.parametrize("reply", [{}, {"info": {}}, {"info": {"times_s": 3, "warnings": []}}, {"error": "?"}, [], 7])
+def test_a_worker_that_talks_nonsense_is_not_trusted(reply: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(pool: DecodePool) -> None:
+        (decoder,) = pool._decoders
+
+        async def nonsense() -> object:
+            return reply
+
+        monkeypatch.setattr(decoder, "_reply", nonsense)
+        with pytest.raises(DecoderCrashed):
+            await pool.decode(Path("any"), SAMPLING, soon())
+
+    assert with_pool(test).num_replaced == 1
+
+
 def test_first_come_first_served(clips: dict[str, Path]) -> None:
     """Who has just been served does not get in before those who wait."""
     order = []
@@ -167,6 +182,25 @@ def test_first_come_first_served(clips: dict[str, Path]) -> None:
 
     with_pool(test)
     assert order == [0, 1, 2] * 3
+
+
+def test_giving_up_at_the_moment_of_one_s_turn_loses_no_decoder() -> None:
+    async def test(pool: DecodePool) -> None:
+        decoder = await pool._take(soon())
+        early, late = (asyncio.create_task(pool._take(soon())) for _ in range(2))
+        await asyncio.sleep(0)
+        early.cancel()
+        pool._offer(decoder)
+        assert await late is decoder
+        early = asyncio.create_task(pool._take(soon()))
+        await asyncio.sleep(0)
+        pool._offer(decoder)
+        early.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await early
+        assert (pool.num_idle, pool.num_waiting) == (1, 0)
+
+    with_pool(test)
 
 
 def test_many_cancelled_requests_leave_nothing_behind(clips: dict[str, Path]) -> None:
