@@ -28,8 +28,8 @@ def test_model(service: Service) -> None:
 
 def test_models(service: Service) -> None:
     models = service.get("/models").json()["models"]
-    assert [f"{m['name']}/{m['version']}" for m in models] == ["colours/1", "colours/2", "tags/1"]
-    assert [m["default"] for m in models] == [True, False, False]
+    assert [f"{m['name']}/{m['version']}" for m in models] == ["colours/1", "colours/2", "moving_digits/1", "tags/1"]
+    assert [m["default"] for m in models] == [True, False, False, False]
 
 
 def test_health_and_index(service: Service) -> None:

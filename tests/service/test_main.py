@@ -174,7 +174,7 @@ def test_classify_as_json_gives_the_server_s_answer(colours: tuple[str | Path, .
 def test_classify_with_an_unknown_model_starts_nothing(colours: tuple[str | Path, ...], clips: dict[str, Path]) -> None:
     done = run("classify", *colours, "--model", "m", clips["red"])
     assert done.returncode == 2
-    assert "ttvideo: expected one of colours/1, colours/2, tags/1; got m" in done.stderr
+    assert "ttvideo: expected one of colours/1, colours/2, moving_digits/1, tags/1; got m" in done.stderr
 
 
 def test_help_needs_nothing_heavy() -> None:

@@ -330,7 +330,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--codec", help="only encodings by this encoder, of either split")
     options = parser.parse_args(arguments)
-    encodings = TRAIN_ENCODINGS if options.split == "train" else TEST_ENCODINGS
+    encodings: tuple[Encoding, ...] = TRAIN_ENCODINGS if options.split == "train" else TEST_ENCODINGS
     if options.codec:
         encodings = tuple(e for e in TRAIN_ENCODINGS + TEST_ENCODINGS if e.codec == options.codec)
         if not encodings:

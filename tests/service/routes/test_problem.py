@@ -47,7 +47,7 @@ def test_top_k_out_of_range(service: Service, top_k: str) -> None:
 def test_unknown_model(service: Service) -> None:
     for response in (service.post(content=b"x", params={"model": "m"}), service.get("/model", params={"model": "m"})):
         problem = check_problem(response, 404, "unknown_model")
-        assert problem["detail"] == "expected one of colours/1, colours/2, tags/1; got m"
+        assert problem["detail"] == "expected one of colours/1, colours/2, moving_digits/1, tags/1; got m"
 
 
 def test_unforeseen_errors_say_nothing_of_their_cause(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
