@@ -6,47 +6,19 @@ folded into the last core and the bias: W((x / 255 - mean) / std) + b.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import onnx_ir as ir
 import torch
-from onnx_ir.tape import Tape
 
 from exporters import recurrence
+from exporters.builder import Builder
 from service import __version__
-from ttmodels import contraction
 from ttmodels.classifier import ClipClassifier
-from ttmodels.contraction import Plan
+from ttmodels.contraction import Plan, Route, contract
 
 OPSET = 21
 IR_VERSION = 10
 """The oldest that knows OPSET, so that older runtimes open the file too."""
-
-
-class Builder:
-    """A growing graph of standard ONNX ops."""
-
-    def __init__(self) -> None:
-        self.tape = Tape()
-
-    def op(self, op_type: str, *inputs: ir.Value | None, name: str | None = None, **attributes: Any) -> ir.Value:
-        value = self.tape.op(op_type, inputs, attributes)
-        if name is not None:
-            value.name = name
-        return value
-
-    def op_outputs(self, op_type: str, *inputs: ir.Value | None, num: int, **attributes: Any) -> tuple[ir.Value, ...]:
-        return tuple(self.tape.op_multi_out(op_type, inputs, attributes, num_outputs=num))
-
-    def constant(self, array: np.ndarray | torch.Tensor | list[int], name: str) -> ir.Value:
-        """A named initializer; lists are int64 shapes."""
-        values = array.detach().cpu().numpy() if isinstance(array, torch.Tensor) else np.asarray(array)
-        return self.tape.initializer(ir.tensor(np.ascontiguousarray(values)), name=self._unused(name))
-
-    def _unused(self, name: str) -> str:
-        taken = {value.name for value in self.tape.initializers}
-        return name if name not in taken else self._unused(f"{name}_")
 
 
 def build(model: ClipClassifier, plan: Plan) -> ir.Model:
@@ -57,7 +29,7 @@ def build(model: ClipClassifier, plan: Plan) -> ir.Model:
     graph = Builder()
 
     gates = _project(graph, model, plan, frames)
-    outputs, last = recurrence.emit(graph, model.rnn, gates, lengths)
+    outputs, last = recurrence.emit(graph, model.rnn.cells[0], gates, lengths)
     weight = graph.constant(model.head.weight.T, "head.weight")
     bias = graph.constant(model.head.bias, "head.bias")
     steps = graph.op("Transpose", graph.op("Add", graph.op("MatMul", outputs, weight), bias), perm=[1, 0, 2])
@@ -82,14 +54,14 @@ def build(model: ClipClassifier, plan: Plan) -> ir.Model:
 
 def _project(graph: Builder, model: ClipClassifier, plan: Plan, frames: ir.Value) -> ir.Value:
     """Gates of all frames of all clips, [time, batch, num_gates * hidden]."""
-    layer = model.rnn.projection
-    shape = layer.shape
+    layer = model.projection
+    route, shape = Route.of(plan, layer.shape), layer.shape
     cores = [core.detach().double() for core in layer.cores]
     scale, shift = model.pixel_scale.double(), model.pixel_shift.double()
     pixels = graph.op("Cast", frames, to=ir.DataType.FLOAT)
     bias = torch.zeros(shape.out_features, dtype=torch.float64) if layer.bias is None else layer.bias.detach().double()
     constant_frame = shift.repeat(shape.in_features // 3)
-    bias = bias + contraction.apply(constant_frame[None], cores, plan, shape)[0]
+    bias = bias + route.apply(constant_frame, cores)
     channels, rest = shape.input_modes[-1], shape.input_modes[-1] % 3
     if rest == 0:
         cores[-1] = cores[-1] * scale.repeat(channels // 3)[None, :, None, None]
@@ -98,12 +70,11 @@ def _project(graph: Builder, model: ClipClassifier, plan: Plan, frames: ir.Value
     else:  # the last mode cuts through the channels: no core to fold a scale per channel into
         pixels = graph.op("Mul", pixels, graph.constant(scale.float(), "pixel_scale"))
 
-    todo = contraction.steps(plan, shape)
-    matrices = contraction.step_matrices(contraction.merge(cores, plan), todo)
-    gates = contraction.contract(
+    matrices = zip(route.steps, route.matrices(cores), strict=True)
+    gates = contract(
         pixels,
-        [graph.constant(m.float(), f"factor_{step.factor}") for step, m in zip(todo, matrices, strict=True)],
-        todo,
+        [graph.constant(matrix.float(), f"factor_{step.factor}") for step, matrix in matrices],
+        route.steps,
         matmul=lambda left, right: graph.op("MatMul", left, right),
         reshape=lambda value, view: graph.op("Reshape", value, graph.constant(list(view), "view")),
     )

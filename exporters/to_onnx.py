@@ -48,7 +48,7 @@ def export(
         pydantic.ValidationError: a name, version or temperature that the manifest does not allow.
     """
     model = saved.model()
-    shape = model.rnn.projection.shape
+    shape = model.projection.shape
     frames_per_clip = model.config.sampling.num_frames
     plan = plan or contraction.choose_plan(shape, frames_per_clip, merged_once=True)
     graph = build(model, plan)

@@ -15,3 +15,31 @@ room for the JSON rounding of neither."""
 
 SERVED = 1e-6
 """A served probability against the same file run directly in ONNX Runtime: they differ by batch size and padding."""
+
+DOUBLE = 1e-12
+"""Relative, in float64: two orders of summation of a few thousand products."""
+
+DOUBLE_RECURRENCE = 1e-10
+"""In float64: a TT-SVD and a dozen steps on top of DOUBLE; three orders above what they leave, seven below what a wrong
+formula does."""
+
+GRADIENT = 1e-10
+"""In float64: gradients by two ways through the same products, each a sum of values of order 1 to 100."""
+
+FROM_TORCH = 1e-5
+"""A trained float32 layer against its train of full rank: the SVD is made in float64, its cores are rounded once."""
+
+ORTHOGONAL = 1e-5
+"""Entries of W^T W: float32 isometries multiplied along six cores."""
+
+SCALE = 0.2
+"""Relative: how far the variance of an initialised matrix may be from its rule; the issue's own bound."""
+
+RESCALED = 1e-3
+"""Relative: the root mean square that initialisation scales to; float32 rounding along six cores."""
+
+BOUND = 1e-6
+"""Relative slack on an error or norm that must not pass a bound: rounding of the bound's own measurement."""
+
+HALF = {"bfloat16": 0.05, "float16": 0.01}
+"""Outputs of order 1 against float32: 8 and 11 significant bits, rounded at each of a few products and steps."""

@@ -8,8 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from service.manifest import Compression
+from ttmodels.cells import TTCell
 from ttmodels.config import ModelConfig
-from ttmodels.recurrent import CELLS
+from ttmodels.constraints import Penalty
+from ttmodels.linear import TTLinear
+from ttmodels.recurrent import NETWORKS
 
 
 class ClipLogits(NamedTuple):
@@ -28,7 +31,14 @@ class ClipClassifier(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.rnn = CELLS[config.cell](config.input_modes, config.output_modes, config.tt_ranks)
+        self.rnn = NETWORKS[config.cell](
+            config.input_modes,
+            config.output_modes,
+            config.tt_ranks,
+            batch_first=True,
+            recurrent_dropout=config.recurrent_dropout,
+            kernel_penalty=Penalty(l2=config.kernel_l2) if config.kernel_l2 else None,
+        )
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(config.hidden_size, len(config.labels))
         mean, std = torch.tensor(config.scaling.mean), torch.tensor(config.scaling.std)
@@ -48,7 +58,7 @@ class ClipClassifier(nn.Module):
                 f"expected uint8 frames [batch, time, {sampling.height}, {sampling.width}, 3], "
                 f"got {frames.dtype} {list(frames.shape)}"
             )
-        outputs, _ = self.rnn(self.scale(frames), lengths)
+        outputs, _ = self.rnn(self.scale(frames), lengths=lengths)
         steps = self.head(self.dropout(outputs))
         time = frames.shape[1]
         if lengths is None:
@@ -62,12 +72,19 @@ class ClipClassifier(nn.Module):
         inside = (position[None] < lengths[:, None]).to(steps.dtype)
         return ClipLogits((steps * inside[..., None]).sum(1) / lengths[:, None], steps)
 
+    @property
+    def projection(self) -> TTLinear:
+        """The train from a frame to the gates."""
+        cell = self.rnn.cells[0]
+        assert isinstance(cell, TTCell)
+        return cell.projection
+
     def num_parameters(self) -> int:
         return sum(p.numel() for p in self.parameters())
 
     def compression(self) -> Compression:
         """How many times more weights the same network has with a dense input-to-hidden matrix."""
-        shape = self.rnn.projection.shape
+        shape = self.projection.shape
         saved = shape.in_features * shape.out_features - shape.num_parameters
         rnn = sum(p.numel() for p in self.rnn.parameters())
         model = self.num_parameters()

@@ -32,6 +32,10 @@ class ModelConfig:
     """A clip's logits: those at its last step, or the mean over its steps."""
     dropout: float = 0.0
     """Between the recurrence and the head, in training."""
+    recurrent_dropout: float = 0.0
+    """Share of the hidden units that the hidden product does not see, in training, one choice a clip."""
+    kernel_l2: float = 0.0
+    """Penalty on the squared norm of the input-to-hidden matrix, in training."""
     sampling: Sampling = field(default_factory=Sampling)
     scaling: Scaling = field(default_factory=Scaling)
 
@@ -45,8 +49,11 @@ class ModelConfig:
             raise ValueError(f"expected a pooling of last, mean, got {self.pooling!r}")
         if len(set(self.labels)) != len(self.labels) or len(self.labels) < 2:
             raise ValueError(f"expected at least two labels that differ, got {list(self.labels)}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"expected a dropout in [0, 1), got {self.dropout}")
+        for name in ("dropout", "recurrent_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"expected a {name} in [0, 1), got {getattr(self, name)}")
+        if self.kernel_l2 < 0:
+            raise ValueError(f"expected a kernel_l2 of at least 0, got {self.kernel_l2}")
 
     @property
     def hidden_size(self) -> int:

@@ -12,14 +12,17 @@ met yet, Q product of the output modes made so far.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
+import torch
 from torch import Tensor
 
+from ttmodels.products import FOLD_BELOW, Chain, plain_autograd
 from ttmodels.tensor_train import TTShape, merge_pair
 
 Direction = Literal["right_to_left", "left_to_right"]
@@ -144,24 +147,143 @@ def contract(
     return value
 
 
-def step_matrices(factors: Sequence[Tensor], todo: Sequence[Step]) -> list[Tensor]:
-    """Each step's factor as the matrix it meets the rows with."""
-    return [factors[step.factor].permute(step.axes).reshape(step.matrix_shape) for step in todo]
+@dataclass(frozen=True)
+class Route:
+    """A plan laid over a shape."""
+
+    plan: Plan
+    shape: TTShape
+    steps: tuple[Step, ...]
+
+    @staticmethod
+    @functools.lru_cache(4096)
+    def of(plan: Plan, shape: TTShape) -> Route:
+        return Route(plan, shape, tuple(steps(plan, shape)))
+
+    def matrices(self, cores: Sequence[Tensor]) -> list[Tensor]:
+        """Each step's merged factor as the matrix that it meets the rows with; differentiable."""
+        factors = merge(cores, self.plan)
+        return [factors[step.factor].permute(step.axes).reshape(step.matrix_shape) for step in self.steps]
+
+    def apply(self, x: Tensor, cores: Sequence[Tensor]) -> Tensor:
+        """x @ full(cores). Shape: [..., N] -> [..., M]."""
+        matrices = self.matrices(cores)
+        if plain_autograd(x) or not x.numel():
+            value = contract(x, matrices, self.steps, matmul=torch.matmul, reshape=_reshape)
+        else:
+            value = Chain.apply(x, self.views, self.sides, *matrices)  # type: ignore[no-untyped-call]
+        return value.reshape(*x.shape[:-1], self.shape.out_features)
+
+    @property
+    def views(self) -> tuple[tuple[int, ...], ...]:
+        return tuple(step.view for step in self.steps)
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        return tuple(step.side for step in self.steps)
 
 
 def apply(x: Tensor, cores: Sequence[Tensor], plan: Plan, shape: TTShape) -> Tensor:
     """x @ full(cores) by a plan. Shape: [..., N] -> [..., M]."""
-    todo = steps(plan, shape)
-    matrices = step_matrices(merge(cores, plan), todo)
-    value = contract(x, matrices, todo, matmul=_matmul, reshape=lambda v, view: v.reshape(view))
-    return value.reshape(*x.shape[:-1], shape.out_features)
+    return Route.of(plan, shape).apply(x, cores)
 
 
-def _matmul(left: Tensor, right: Tensor) -> Tensor:
-    return left @ right
+def _reshape(value: Tensor, view: tuple[int, ...]) -> Tensor:
+    return value.reshape(view)
 
 
 # ---- choosing one
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What decides the time of the products of `ttmodels.products` on a kind of device. The figures were fitted once by
+    `tests/benchmarks/plans.py --fit`; they need to rank plans, not to predict seconds.
+    """
+
+    flops_per_s: float
+    """Of a large float32 product."""
+    batched_flops_per_s: float
+    """Of a batch of products of middling size."""
+    bytes_per_s: float
+    """Of values that do not stay in a cache."""
+    op_s: float
+    """For starting one operation."""
+    small: float
+    """A side of this size halves a product's speed."""
+    batched_small: float
+    """The same in a batch of products."""
+
+    def seconds(
+        self, plan: Plan, shape: TTShape, num_rows: int, *, dtype: torch.dtype, training: bool, merged_once: bool
+    ) -> float:
+        """Estimated time of a plan for `num_rows` rows; with the backward pass where `training`."""
+        size = dtype.itemsize
+        total = 0.0
+        num_values = num_rows * shape.in_features
+        for number, step in enumerate(steps(plan, shape)):
+            first, second = step.matrix_shape
+            if step.side == "right":
+                rows = num_values // first
+                total += self._product(rows, first, second, size)
+                if training:
+                    total += self._copy(rows * second, size) + self._product(second, rows, first, size)
+                    total += self._product(rows, second, first, size) if number else 0
+                num_values = rows * second
+            else:
+                q = step.view[2]
+                batch = num_values // (second * q)
+                total += self._from_left(batch, first, second, q, size)
+                if training:
+                    total += self._copy(batch * q * (first + second), size)
+                    total += self._product(first, batch * q, second, size)
+                    total += self._from_left(batch, second, first, q, size) if number else 0
+                num_values = batch * first * q
+        if not merged_once:
+            merging = sum(self.op_s + flops / self.flops_per_s for flops in merge_flops(plan, shape))
+            merging += self._copy(sum(math.prod(factor) for factor in plan.factor_shapes(shape)), size)
+            total += (3 if training else 1) * merging
+        return total
+
+    def _product(self, rows: int, inner: int, columns: int, size: int) -> float:
+        share = math.prod(side / (side + self.small) for side in (rows, inner, columns))
+        moved = size * (rows * inner + inner * columns + rows * columns)
+        return self.op_s + 2 * rows * inner * columns / (self.flops_per_s * share * 4 / size) + moved / self.bytes_per_s
+
+    def _from_left(self, batch: int, rows: int, inner: int, columns: int, size: int) -> float:
+        """batch times [rows, inner] @ [inner, columns], folded into one product where that is how it is done."""
+        if columns < FOLD_BELOW and batch > 1:
+            return self._product(batch * columns, inner, rows, size) + self._copy(
+                batch * columns * (rows + inner), size
+            )
+        share = math.prod(side / (side + self.batched_small) for side in (rows, inner, columns))
+        flops = 2 * batch * rows * inner * columns
+        moved = size * (batch * inner * columns + rows * inner + batch * rows * columns)
+        return self.op_s + flops / (self.batched_flops_per_s * share * 4 / size) + moved / self.bytes_per_s
+
+    def _copy(self, num_values: int, size: int) -> float:
+        return self.op_s + 2 * size * num_values / self.bytes_per_s
+
+
+MACHINES = {
+    "cpu": Machine(
+        flops_per_s=3e11, batched_flops_per_s=1.2e11, bytes_per_s=1.2e10, op_s=1e-5, small=12, batched_small=12
+    ),
+    # Not measured: the ratios of a large accelerator.
+    "cuda": Machine(
+        flops_per_s=2e13, batched_flops_per_s=1e13, bytes_per_s=1.5e12, op_s=6e-6, small=48, batched_small=16
+    ),
+}
+
+
+def merge_flops(plan: Plan, shape: TTShape) -> list[int]:
+    """Operations of each merge of two neighbours that a plan makes."""
+    r, n, m = shape.tt_ranks, shape.input_modes, shape.output_modes
+    return [
+        2 * r[a] * math.prod(n[a:k]) * math.prod(m[a:k]) * r[k] * n[k] * m[k] * r[k + 1]
+        for a, b in plan.bounds()
+        for k in range(a + 1, b)
+    ]
 
 
 @dataclass(frozen=True)
@@ -172,8 +294,6 @@ class Cost:
     """Multiplications and additions on the rows."""
     values_moved: int
     """Values read and written by the MatMuls, factors included."""
-    merge_flops: int
-    """Once a batch in training, once for all in an exported graph."""
 
 
 def cost(plan: Plan, shape: TTShape, num_rows: int) -> Cost:
@@ -186,27 +306,30 @@ def cost(plan: Plan, shape: TTShape, num_rows: int) -> Cost:
         flops += 2 * value * outer
         moved += value + made + inner * outer
         value = made
-    merge_flops = 0
-    r, n, m = shape.tt_ranks, shape.input_modes, shape.output_modes
-    for a, b in plan.bounds():
-        for k in range(a + 1, b):
-            merge_flops += 2 * r[a] * math.prod(n[a:k]) * math.prod(m[a:k]) * r[k] * n[k] * m[k] * r[k + 1]
-    return Cost(flops, moved, merge_flops)
+    return Cost(flops, moved)
 
 
-FLOPS_PER_VALUE = 24.0
-"""How many floating-point operations a core does in the time it takes to move one value: the balance of the machine."""
+@functools.lru_cache(4096)
+def choose_plan(
+    shape: TTShape,
+    num_rows: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    training: bool = False,
+    merged_once: bool = False,
+) -> Plan:
+    """The plan of least estimated time.
 
-
-def choose_plan(shape: TTShape, num_rows: int, *, merged_once: bool = False) -> Plan:
-    """The plan of least estimated time for `num_rows` rows: operations plus memory traffic on one scale.
-
-    merged_once: leave out the cost of merging, as in an exported graph.
+    Args:
+        num_rows: rows that meet the train at once.
+        dtype, device: of the cores; "cpu" or "cuda".
+        training: count the backward pass too.
+        merged_once: leave out the cost of merging, as in an exported graph.
     """
+    machine = MACHINES.get(device, MACHINES["cpu"])
 
-    def estimate(plan: Plan) -> float:
-        found = cost(plan, shape, num_rows)
-        merging = 0 if merged_once else 3 * found.merge_flops
-        return found.flops + FLOPS_PER_VALUE * found.values_moved + merging
+    def seconds(plan: Plan) -> float:
+        return machine.seconds(plan, shape, max(num_rows, 1), dtype=dtype, training=training, merged_once=merged_once)
 
-    return min(all_plans(shape.num_cores), key=estimate)
+    return min(all_plans(shape.num_cores), key=seconds)

@@ -26,11 +26,12 @@ from ttmodels.data.folder import DecodedClips, list_clips
 def evaluate(model: ClipClassifier, data: DecodedClips, split: str, batch_size: int = 64) -> tuple[float, Metrics]:
     """Mean cross-entropy in nats, and the figures."""
     model.eval()
+    device = next(model.parameters()).device
     num_classes = len(model.config.labels)
     confusion = np.zeros((num_classes, num_classes), np.int64)
     loss = 0.0
     for frames, targets in tqdm(data.batches(batch_size), split, -(-len(data) // batch_size), leave=False):
-        logits = model(torch.from_numpy(frames)).logits
+        logits = model(torch.from_numpy(frames).to(device)).logits.cpu()
         loss += float(nn.functional.cross_entropy(logits, torch.from_numpy(targets), reduction="sum"))
         np.add.at(confusion, (targets, logits.argmax(-1).numpy()), 1)
     metrics = Metrics(

@@ -1,176 +1,385 @@
-"""Recurrent networks whose input-to-hidden matrix is a Tensor-Train.
+"""TTRNN, TTGRU and TTLSTM: they can stand where torch's nn.RNN, nn.GRU and nn.LSTM stood.
 
-All gates share one train: the first output mode is multiplied by their number, so the gates lie behind one another in
-the projection. All frames of all clips are projected at once; only the hidden-to-hidden step, which is dense, is
-sequential.
-
-Reference: Yang, Krompass, Tresp, "Tensor-Train recurrent neural networks for video classification", ICML 2017,
-section 3.2 (the TT-RNN), 3.3 (TT-GRU and TT-LSTM with one train for all gates).
-Gate orders are torch's: GRU r, z, n; LSTM i, f, g, o.
+All frames of all clips are projected at once; only the hidden-to-hidden step is sequential.
 """
 
 from __future__ import annotations
 
-import math
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from ttmodels.contraction import Plan
+from ttmodels import tensor_train
+from ttmodels.cells import State, TTCell, TTGRUCell, TTLSTMCell, TTRNNCell
 from ttmodels.linear import TTLinear
+from ttmodels.linear import penalty as penalty_of
+from ttmodels.products import no_autocast, plain_autograd
+from ttmodels.tensor_train import Ranks
 
-State = tuple[Tensor, ...]
-"""(h,) or, for an LSTM, (h, c); each [batch, hidden]."""
 
-
-class TTRecurrent(nn.Module, ABC):
-    """What TTRNN, TTGRU and TTLSTM share: one layer, one direction, batch first.
+class TTRecurrent(nn.Module):
+    """What TTRNN, TTGRU and TTLSTM share.
 
     Args:
-        input_modes: modes of the input's size.
-        output_modes: modes of the hidden size, as many.
-        tt_ranks: as for `TTLinear`.
-        bias: whether the projection and the step have biases.
+        input_modes, output_modes, tt_ranks: of the first layer; a further layer reads the hidden states of the one
+            before it through a train of the same ranks, with the output modes as its input modes.
+        num_layers, bias, batch_first, dropout, bidirectional: as torch's. Dropout is between layers.
+        return_sequences: False gives the output at each sequence's end only, [batch, hidden * directions].
+        go_backwards: read from the end; outputs come in the order of reading, as Keras has it.
+        stateful: start from where the last call ended, until `reset_state()`; gradients end at the calls' border.
+        options: of the cells: activation, recurrent_activation, recurrent_dropout, recurrent_ranks, reset_after,
+            unit_forget_bias, kernel_initialiser, ...
 
     Shape:
-        x [batch, time, prod input_modes], lengths [batch] or None -> outputs [batch, time, hidden] and the last state,
-        in torch's form: h [1, batch, hidden], for an LSTM (h, c). Past a clip's length the outputs are 0 and the state
-        is the one at its end.
+        input [time, batch, input], [batch, time, input] with batch_first, [time, input], or a PackedSequence; hx as
+        torch's: h [num_layers * directions, batch, hidden], for an LSTM (h, c). Returns (output, state), alike.
+        lengths [batch] or mask bool [batch, time] (True: present): absent steps leave the state as it was and have
+        the output 0.
+
+    Raises:
+        ValueError: an argument that does not fit; names it.
+
+    Reference: see `ttmodels.cells`.
     """
 
-    num_gates: ClassVar[int]
-    num_states: ClassVar[int] = 1
-    cell: ClassVar[str]
+    cell_class: ClassVar[type[TTCell]]
 
     def __init__(
         self,
         input_modes: Sequence[int],
         output_modes: Sequence[int],
-        tt_ranks: int | Sequence[int],
+        tt_ranks: Ranks | None = None,
         *,
+        num_layers: int = 1,
         bias: bool = True,
-        plan: Plan | None = None,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        return_sequences: bool = True,
+        go_backwards: bool = False,
+        stateful: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__()
-        self.hidden_size = math.prod(output_modes)
-        gate_modes = (output_modes[0] * self.num_gates, *output_modes[1:])
-        self.output_modes = tuple(output_modes)
-        self.projection = TTLinear(input_modes, gate_modes, tt_ranks, bias=bias, plan=plan)
-        self.weight_hh = nn.Parameter(torch.empty(self.num_gates * self.hidden_size, self.hidden_size))
-        self.bias_hh = nn.Parameter(torch.empty(self.num_gates * self.hidden_size)) if bias else None
-        self.reset_parameters()
+        if num_layers < 1:
+            raise ValueError(f"num_layers: expected at least 1, got {num_layers}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout: expected a number in [0, 1), got {dropout}")
+        if dropout and num_layers == 1:
+            raise ValueError("dropout: is between layers, expected num_layers of at least 2, got 1")
+        if go_backwards and bidirectional:
+            raise ValueError("go_backwards: both directions are read already where bidirectional is set")
+        self.num_layers, self.num_directions = num_layers, 1 + bidirectional
+        self.bias, self.batch_first, self.dropout, self.bidirectional = bias, batch_first, dropout, bidirectional
+        self.return_sequences, self.go_backwards, self.stateful = return_sequences, go_backwards, stateful
+        tensor_train.check_mode_pair(tuple(input_modes), tuple(output_modes))
+        later_modes = (output_modes[0] * self.num_directions, *output_modes[1:])
+        self.cells = nn.ModuleList(
+            self.cell_class(input_modes if layer == 0 else later_modes, output_modes, tt_ranks, bias=bias, **options)
+            for layer in range(num_layers)
+            for _ in range(self.num_directions)
+        )
+        self._carried: tuple[Tensor, ...] | None = None
+
+    @property
+    def hidden_size(self) -> int:
+        return self._cell(0).hidden_size
 
     @property
     def input_size(self) -> int:
-        return self.projection.in_features
+        return self._cell(0).input_size
 
-    @torch.no_grad()
+    def _cell(self, index: int) -> TTCell:
+        cell = self.cells[index]
+        assert isinstance(cell, TTCell)
+        return cell
+
     def reset_parameters(self) -> None:
-        """Input weights of Glorot's variance for one gate, orthogonal hidden-to-hidden blocks, biases 0."""
-        self.projection.reset_parameters(math.sqrt(2 / (self.input_size + self.hidden_size)))
-        for block in self.weight_hh.view(self.num_gates, self.hidden_size, self.hidden_size):
-            nn.init.orthogonal_(block)
-        if self.bias_hh is not None:
-            self.bias_hh.zero_()
+        for index in range(len(self.cells)):
+            self._cell(index).reset_parameters()
 
-    @abstractmethod
-    def step(self, projected: Tensor, state: State) -> State:
-        """One step of time from projected gates [batch, num_gates * hidden]; the new state, h first."""
+    def flatten_parameters(self) -> None:
+        """Nothing to do: there is no other order of the weights for cuDNN. Code around torch's networks calls it."""
+
+    def reset_state(self) -> None:
+        """Forget what a stateful network carries from call to call."""
+        self._carried = None
+
+    def penalty(self) -> Tensor:
+        """The sum of the penalties of all its trains."""
+        return penalty_of(self)
 
     def forward(
-        self, x: Tensor, lengths: Tensor | None = None, state: Tensor | State | None = None
-    ) -> tuple[Tensor, Tensor | State]:
-        projected = self.projection(x)
-        return self.recur(projected, lengths, state)
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | State | None = None,
+        *,
+        lengths: Tensor | Sequence[int] | None = None,
+        mask: Tensor | None = None,
+    ) -> tuple[Tensor | PackedSequence, Tensor | State]:
+        if isinstance(input, PackedSequence):
+            if lengths is not None or mask is not None:
+                raise ValueError("lengths, mask: expected neither beside a PackedSequence, which has its own")
+            if self.go_backwards:
+                raise ValueError("input: expected padded sequences with go_backwards, got a PackedSequence")
+            return self._packed(input, hx)
+        if input.ndim not in (2, 3):
+            raise ValueError(f"input: expected [time, input] or a batch of it, got {list(input.shape)}")
+        batched = input.ndim == 3
+        x = input if batched and self.batch_first else input.transpose(0, 1) if batched else input[None]
+        if hx is not None and not batched:
+            hx = hx[:, None] if isinstance(hx, Tensor) else tuple(part[:, None] for part in hx)
+        outputs, state = self._run(self._projected(x), hx, self._presence(x, lengths, mask))
+        if not batched:
+            outputs, state = outputs[0], tuple(part[:, 0] for part in state)
+        elif self.return_sequences and not self.batch_first:
+            outputs = outputs.transpose(0, 1)
+        return outputs, state if len(state) > 1 else state[0]
 
-    def recur(
-        self, projected: Tensor, lengths: Tensor | None = None, state: Tensor | State | None = None
-    ) -> tuple[Tensor, Tensor | State]:
-        """The sequential part. projected [batch, time, num_gates * hidden] -> as `forward`."""
-        time = projected.shape[1]
-        now = self._initial(projected, state)
-        keep = None
+    def _packed(
+        self, packed: PackedSequence, hx: Tensor | State | None
+    ) -> tuple[Tensor | PackedSequence, Tensor | State]:
+        """Only what is there is projected; the padding is made behind the projection, where it is small."""
+        projected, lengths = [], None
+        for direction in range(self.num_directions):
+            gates = self._cell(direction).projection(packed.data)
+            padded, lengths = pad_packed_sequence(_with_data(packed, gates), batch_first=True)
+            projected.append(padded)
+        assert lengths is not None
+        present = torch.arange(projected[0].shape[1])[None, :] < lengths[:, None]
+        outputs, state = self._run(projected, hx, present.to(projected[0].device))
+        returned = state if len(state) > 1 else state[0]
+        if not self.return_sequences:
+            return outputs, returned
+        order = packed.sorted_indices
+        if order is not None:
+            outputs, lengths = outputs[order], lengths[order.cpu()]
+        return _with_data(packed, pack_padded_sequence(outputs, lengths, batch_first=True).data), returned
+
+    def _projected(self, x: Tensor) -> list[Tensor]:
+        """The first layer's gates, one [batch, time, gates] a direction."""
+        return [self._cell(direction).projection(x) for direction in range(self.num_directions)]
+
+    def _presence(self, x: Tensor, lengths: Tensor | Sequence[int] | None, mask: Tensor | None) -> Tensor | None:
+        """bool [batch, time]: which steps are there; None for all."""
+        batch, time = x.shape[:2]
+        if lengths is not None and mask is not None:
+            raise ValueError("lengths, mask: expected one of them, got both")
         if lengths is not None:
-            steps = torch.arange(time, device=projected.device)
-            keep = (steps[None, :] < lengths.to(projected.device)[:, None])[..., None]
-        outputs = []
-        for t, gates in enumerate(projected.unbind(1)):
-            new = self.step(gates, now)
-            if keep is None:
-                now = new
-                outputs.append(now[0])
-            else:
-                now = tuple(torch.where(keep[:, t], n, old) for n, old in zip(new, now, strict=True))
-                outputs.append(now[0] * keep[:, t])
-        last = tuple(part[None] for part in now)
-        return torch.stack(outputs, 1), last if self.num_states > 1 else last[0]
+            counts = torch.as_tensor(lengths, device=x.device)
+            if counts.shape != (batch,):
+                raise ValueError(f"lengths: expected shape [{batch}], got {list(counts.shape)}")
+            if counts.is_floating_point():
+                raise ValueError(f"lengths: expected integers, got {counts.dtype}")
+            if not torch.compiler.is_compiling() and batch and not 0 <= int(counts.min()) <= int(counts.max()) <= time:
+                raise ValueError(
+                    f"lengths: expected 0 to {time}, the time axis, got {int(counts.min())} to {int(counts.max())}"
+                )
+            return torch.arange(time, device=x.device)[None, :] < counts[:, None]
+        if mask is not None and (mask.shape != (batch, time) or mask.dtype != torch.bool):
+            raise ValueError(f"mask: expected bool [{batch}, {time}], got {mask.dtype} {list(mask.shape)}")
+        return mask
 
-    def _initial(self, projected: Tensor, state: Tensor | State | None) -> State:
-        shape = (projected.shape[0], self.hidden_size)
-        if state is None:
-            return tuple(projected.new_zeros(shape) for _ in range(self.num_states))
-        parts = (state,) if isinstance(state, Tensor) else tuple(state)
-        if len(parts) != self.num_states or any(part.shape != (1, *shape) for part in parts):
-            found = [list(part.shape) for part in parts]
-            raise ValueError(f"expected {self.num_states} state(s) of shape {[1, *shape]}, got {found}")
-        return tuple(part[0] for part in parts)
+    def _run(
+        self, projected: list[Tensor], hx: Tensor | State | None, present: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Layer after layer; outputs [batch, time, ...] and the states, each [layers * directions, batch, hidden]."""
+        first = self._initial(projected[0], hx)
+        finals: list[State] = []
+        outputs = projected[0]
+        for layer in range(self.num_layers):
+            if layer:
+                if self.dropout:
+                    outputs = functional.dropout(outputs, self.dropout, self.training)
+                cells = range(layer * self.num_directions, (layer + 1) * self.num_directions)
+                projected = [self._cell(index).projection(outputs) for index in cells]
+            parts = []
+            for direction, gates in enumerate(projected):
+                index = layer * self.num_directions + direction
+                backwards = direction == 1 or (self.go_backwards and layer == 0)
+                state = tuple(part[index] for part in first)
+                seen, final = recur(self._cell(index), gates, state, present, backwards=backwards)
+                if self.go_backwards and layer == 0:
+                    seen, present = seen.flip(1), None if present is None else present.flip(1)
+                parts.append(seen)
+                finals.append(final)
+            outputs = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        states = tuple(torch.stack(part) for part in zip(*finals, strict=True))
+        if self.stateful:
+            self._carried = tuple(part.detach() for part in states)
+        if not self.return_sequences:
+            outputs = torch.cat([final[0] for final in finals[-self.num_directions :]], -1)
+        return outputs, states
 
-    def _hidden_gates(self, h: Tensor) -> Tensor:
-        return nn.functional.linear(h, self.weight_hh, self.bias_hh)
+    def _initial(self, projected: Tensor, hx: Tensor | State | None) -> tuple[Tensor, ...]:
+        cell = self._cell(0)
+        shape = (len(self.cells), projected.shape[0], self.hidden_size)
+        if hx is None and self.stateful and self._carried is not None:
+            hx = tuple(part.to(projected) for part in self._carried)
+            if hx[0].shape != shape:
+                raise ValueError(
+                    f"a stateful network carries a batch of {hx[0].shape[1]}, got {shape[1]}; call reset_state() first"
+                )
+        if hx is None:
+            return tuple(projected.new_zeros(shape) for _ in range(cell.num_states))
+        parts = (hx,) if isinstance(hx, Tensor) else tuple(hx)
+        if len(parts) != cell.num_states or any(part.shape != shape for part in parts):
+            raise ValueError(
+                f"hx: expected {cell.num_states} state(s) of shape {list(shape)}, got {[list(p.shape) for p in parts]}"
+            )
+        return parts
+
+    # ---- from torch's own
+
+    @classmethod
+    @torch.no_grad()
+    def _from_torch(
+        cls,
+        rnn: nn.RNNBase,
+        input_modes: Sequence[int],
+        output_modes: Sequence[int],
+        tt_ranks: Ranks | None,
+        relative_error: float,
+        **options: Any,
+    ) -> Self:
+        """Each input-to-hidden matrix by TT-SVD; hidden-to-hidden matrices and biases as they are."""
+        if rnn.proj_size:
+            raise ValueError(f"expected an LSTM without a projection, got proj_size={rnn.proj_size}")
+        directions = 1 + rnn.bidirectional
+        network = cls(
+            input_modes,
+            output_modes,
+            tt_ranks,
+            num_layers=rnn.num_layers,
+            bias=rnn.bias,
+            batch_first=rnn.batch_first,
+            dropout=rnn.dropout if rnn.num_layers > 1 else 0.0,
+            bidirectional=rnn.bidirectional,
+            **options,
+        ).to(rnn.weight_hh_l0)  # type: ignore[arg-type]
+        if (network.input_size, network.hidden_size) != (rnn.input_size, rnn.hidden_size):
+            raise ValueError(
+                f"input_modes, output_modes: expected to multiply to {rnn.input_size} and {rnn.hidden_size}, "
+                f"got {tuple(input_modes)} and {tuple(output_modes)}"
+            )
+        for index in range(len(network.cells)):
+            cell = network._cell(index)
+            suffix = f"_l{index // directions}{'_reverse' if index % directions else ''}"
+            weight = getattr(rnn, f"weight_ih{suffix}").T
+            modes = cell.projection.shape
+            cores = tensor_train.tt_svd(weight, modes.input_modes, modes.output_modes, tt_ranks, relative_error)
+            cell.projection = TTLinear.from_cores(cores, getattr(rnn, f"bias_ih{suffix}") if rnn.bias else None)
+            cell.projection.num_gates = cell.num_gates
+            assert isinstance(cell.hidden, nn.Linear)
+            cell.hidden.weight.copy_(getattr(rnn, f"weight_hh{suffix}"))
+            if cell.hidden.bias is not None:
+                cell.hidden.bias.copy_(getattr(rnn, f"bias_hh{suffix}"))
+        return network.train(rnn.training)
+
+
+def recur(
+    cell: TTCell, projected: Tensor, state: State, present: Tensor | None, *, backwards: bool = False
+) -> tuple[Tensor, State]:
+    """The sequential part of one layer in one direction.
+
+    Shape: projected [batch, time, gates], present bool [batch, time] -> h [batch, time, hidden], 0 where absent, in the
+    order of the input also where it is read backwards, and the last state.
+    """
+    with no_autocast(projected):
+        projected, state = cell.prepare(projected, state, "hx")
+        mask = cell.recurrent_mask(projected)
+        if backwards:
+            projected, present = projected.flip(1), None if present is None else present.flip(1)
+        there = None if present is None else present.T[..., None]
+        if mask is None and cell.fused and projected.numel() and not plain_autograd(projected):
+            outputs, state = cell.over_time(projected.transpose(0, 1), state, there)
+        else:
+            outputs, state = _loop(cell, projected.transpose(0, 1).contiguous(), state, there, mask)
+        if there is not None:
+            outputs = outputs * there
+    outputs = outputs.transpose(0, 1)
+    return outputs.flip(1) if backwards else outputs, state
+
+
+def _loop(
+    cell: TTCell, projected: Tensor, state: State, there: Tensor | None, mask: Tensor | None
+) -> tuple[Tensor, State]:
+    """Step by step; projected [time, batch, gates] -> h [time, batch, hidden] and the last state."""
+    outputs = []
+    for t, gates in enumerate(projected.unbind(0)):
+        new = cell.step(gates, state, mask)
+        if there is not None:
+            new = tuple(torch.where(there[t], now, old) for now, old in zip(new, state, strict=True))
+        state = new
+        outputs.append(state[0])
+    if not outputs:
+        return projected.new_zeros(0, projected.shape[1], cell.hidden_size), state
+    return torch.stack(outputs), state
+
+
+def _with_data(packed: PackedSequence, data: Tensor) -> PackedSequence:
+    return PackedSequence(data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
 
 
 class TTRNN(TTRecurrent):
-    """h' = tanh(W x + b + U h + c)."""
+    """`TTRecurrent` over TTRNNCell; in nn.RNN's place."""
 
-    num_gates = 1
-    cell = "rnn"
+    cell_class = TTRNNCell
 
-    def step(self, projected: Tensor, state: State) -> State:
-        return (torch.tanh(projected + self._hidden_gates(state[0])),)
+    @classmethod
+    def from_rnn(
+        cls,
+        rnn: nn.RNN,
+        input_modes: Sequence[int],
+        output_modes: Sequence[int],
+        tt_ranks: Ranks | None = None,
+        *,
+        relative_error: float = 0.0,
+    ) -> Self:
+        """A trained nn.RNN as a TTRNN: exact without ranks and error, else the nearest that they allow."""
+        return cls._from_torch(rnn, input_modes, output_modes, tt_ranks, relative_error, activation=rnn.nonlinearity)
 
 
 class TTGRU(TTRecurrent):
-    """The GRU with its reset gate after the hidden product, as torch and cuDNN have it.
+    """`TTRecurrent` over TTGRUCell; in nn.GRU's place."""
 
-    r = s(W_r x + U_r h), z = s(W_z x + U_z h), n = tanh(W_n x + r * (U_n h + c_n)), h' = (1 - z) n + z h.
-    """
+    cell_class = TTGRUCell
 
-    num_gates = 3
-    cell = "gru"
-
-    def step(self, projected: Tensor, state: State) -> State:
-        (h,) = state
-        x_r, x_z, x_n = projected.chunk(3, -1)
-        h_r, h_z, h_n = self._hidden_gates(h).chunk(3, -1)
-        r, z = torch.sigmoid(x_r + h_r), torch.sigmoid(x_z + h_z)
-        n = torch.tanh(x_n + r * h_n)
-        return (torch.lerp(n, h, z),)
+    @classmethod
+    def from_gru(
+        cls,
+        gru: nn.GRU,
+        input_modes: Sequence[int],
+        output_modes: Sequence[int],
+        tt_ranks: Ranks | None = None,
+        *,
+        relative_error: float = 0.0,
+    ) -> Self:
+        """A trained nn.GRU as a TTGRU: exact without ranks and error, else the nearest that they allow."""
+        return cls._from_torch(gru, input_modes, output_modes, tt_ranks, relative_error)
 
 
 class TTLSTM(TTRecurrent):
-    """i, f, o = s(..), g = tanh(..); c' = f c + i g; h' = o tanh(c'). The forget gate's bias starts at 1.
+    """`TTRecurrent` over TTLSTMCell; in nn.LSTM's place."""
 
-    Reference for the bias: Jozefowicz, Zaremba, Sutskever, ICML 2015.
-    """
+    cell_class = TTLSTMCell
 
-    num_gates = 4
-    num_states = 2
-    cell = "lstm"
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        super().reset_parameters()
-        if self.bias_hh is not None:
-            self.bias_hh[self.hidden_size : 2 * self.hidden_size] = 1
-
-    def step(self, projected: Tensor, state: State) -> State:
-        h, c = state
-        i, f, g, o = (projected + self._hidden_gates(h)).chunk(4, -1)
-        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-        return torch.sigmoid(o) * torch.tanh(c), c
+    @classmethod
+    def from_lstm(
+        cls,
+        lstm: nn.LSTM,
+        input_modes: Sequence[int],
+        output_modes: Sequence[int],
+        tt_ranks: Ranks | None = None,
+        *,
+        relative_error: float = 0.0,
+    ) -> Self:
+        """A trained nn.LSTM as a TTLSTM: exact without ranks and error, else the nearest that they allow."""
+        return cls._from_torch(lstm, input_modes, output_modes, tt_ranks, relative_error)
 
 
-CELLS: dict[str, type[TTRecurrent]] = {kind.cell: kind for kind in (TTRNN, TTGRU, TTLSTM)}
+NETWORKS: dict[str, Callable[..., TTRecurrent]] = {"rnn": TTRNN, "gru": TTGRU, "lstm": TTLSTM}

@@ -9,12 +9,16 @@ neural networks", NIPS 2015, eq. (3).
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+Ranks = int | Sequence[int]
+"""One inner rank for all, or d - 1 inner ranks, or all d + 1."""
 
 
 @dataclass(frozen=True)
@@ -27,24 +31,49 @@ class TTShape:
 
     def __post_init__(self) -> None:
         n, m, r = self.input_modes, self.output_modes, self.tt_ranks
-        if not n or len(n) != len(m):
-            raise ValueError(f"expected as many input_modes as output_modes, got {n} and {m}")
-        if len(r) != len(n) + 1 or r[0] != 1 or r[-1] != 1:
-            raise ValueError(f"tt_ranks {r}: expected {len(n) + 1} of them, the first and the last 1")
-        if min(*n, *m, *r) < 1:
-            raise ValueError(f"expected positive modes and ranks, got {n}, {m}, {r}")
+        check_mode_pair(n, m)
+        _check_ranks(r, len(n), "tt_ranks")
 
     @classmethod
-    def make(cls, input_modes: Sequence[int], output_modes: Sequence[int], rank: int | Sequence[int]) -> TTShape:
-        """A shape with one inner rank for all, or d - 1 inner ranks, or all d + 1; clipped to what is of use."""
+    def make(
+        cls,
+        input_modes: Sequence[int],
+        output_modes: Sequence[int],
+        tt_ranks: Ranks | None = None,
+        *,
+        argument: str = "tt_ranks",
+    ) -> TTShape:
+        """A shape whose ranks are clipped to what is of use; the largest of use without any.
+
+        argument: what a ValueError calls the ranks.
+        """
         n, m = tuple(input_modes), tuple(output_modes)
-        if len(n) != len(m):
-            raise ValueError(f"expected as many input_modes as output_modes, got {n} and {m}")
-        if isinstance(rank, int):
-            ranks: tuple[int, ...] = (1, *[rank] * (len(n) - 1), 1)
+        check_mode_pair(n, m)
+        if tt_ranks is None:
+            ranks: tuple[int, ...] = (1, *[math.prod(n) * math.prod(m)] * (len(n) - 1), 1)
+        elif isinstance(tt_ranks, int):
+            ranks = (1, *[tt_ranks] * (len(n) - 1), 1)
+        elif not isinstance(tt_ranks, Sequence):
+            raise ValueError(f"{argument}: expected an integer or a sequence of them, got {tt_ranks!r}")
         else:
-            ranks = tuple(rank) if len(rank) == len(n) + 1 else (1, *rank, 1)
+            ranks = tuple(tt_ranks) if len(tt_ranks) == len(n) + 1 else (1, *tt_ranks, 1)
+        _check_ranks(ranks, len(n), argument)
         return cls(n, m, clip_ranks(n, m, ranks))
+
+    @classmethod
+    def of(cls, cores: Sequence[Tensor]) -> TTShape:
+        """The shape of given cores.
+
+        Raises:
+            ValueError: cores that are not 4-d, or whose ranks do not meet.
+        """
+        sizes = [tuple(core.shape) for core in cores]
+        if not sizes or any(len(size) != 4 for size in sizes):
+            raise ValueError(f"cores: expected shapes [r, n, m, r'], got {[list(size) for size in sizes]}")
+        if any(left[3] != right[0] for left, right in itertools.pairwise(sizes)):
+            raise ValueError(f"cores: expected ranks that meet, got {[(size[0], size[3]) for size in sizes]}")
+        ranks = (sizes[0][0], *(size[3] for size in sizes))
+        return cls(tuple(size[1] for size in sizes), tuple(size[2] for size in sizes), ranks)
 
     @property
     def num_cores(self) -> int:
@@ -67,6 +96,26 @@ class TTShape:
     def num_parameters(self) -> int:
         return sum(math.prod(shape) for shape in self.core_shapes)
 
+    @property
+    def compression(self) -> float:
+        """Weights of the dense matrix divided by those of the cores."""
+        return self.in_features * self.out_features / self.num_parameters
+
+
+def check_mode_pair(n: tuple[int, ...], m: tuple[int, ...]) -> None:
+    """Raise ValueError unless these are input and output modes of one train."""
+    if not n or len(n) != len(m):
+        raise ValueError(f"expected as many input_modes as output_modes, at least one, got {n} and {m}")
+    for name, modes in (("input_modes", n), ("output_modes", m)):
+        if any(not isinstance(mode, int) or mode < 1 for mode in modes):
+            raise ValueError(f"{name}: expected positive integers, got {modes}")
+
+
+def _check_ranks(ranks: tuple[int, ...], num_cores: int, argument: str) -> None:
+    integers = all(isinstance(rank, int) and rank >= 1 for rank in ranks)
+    if len(ranks) != num_cores + 1 or not integers or ranks[0] != 1 or ranks[-1] != 1:
+        raise ValueError(f"{argument}: expected {num_cores + 1} positive ranks, the first and the last 1, got {ranks}")
+
 
 def clip_ranks(input_modes: Sequence[int], output_modes: Sequence[int], tt_ranks: Sequence[int]) -> tuple[int, ...]:
     """Lower each rank to the largest that can be of use: no unfolding has a higher one."""
@@ -77,6 +126,9 @@ def clip_ranks(input_modes: Sequence[int], output_modes: Sequence[int], tt_ranks
     for k in range(len(ranks) - 2, -1, -1):
         ranks[k] = min(ranks[k], ranks[k + 1] * sizes[k])
     return tuple(ranks)
+
+
+# ---- what the cores stand for
 
 
 def full(cores: Sequence[Tensor]) -> Tensor:
@@ -98,49 +150,100 @@ def merge_pair(left: Tensor, right: Tensor) -> Tensor:
     return product.reshape(a, n, m, n2, m2, b).transpose(2, 3).reshape(a, n * n2, m * m2, b)
 
 
-def squared_norm(cores: Sequence[Tensor]) -> Tensor:
-    """Sum of the squares of all entries of `full(cores)`, without making it."""
+def inner(cores: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
+    """Sum of the products of the entries of two matrices of equal modes, without making them."""
     gram = cores[0].new_ones(1, 1)
-    for core in cores:
-        flat = core.flatten(1, 2)
-        gram = torch.einsum("ab,anc,bnd->cd", gram, flat, flat)
+    for core, other in zip(cores, others, strict=True):
+        gram = torch.einsum("ab,anc,bnd->cd", gram, core.flatten(1, 2), other.flatten(1, 2))
     return gram.reshape(())
 
 
-@torch.no_grad()
-def random_cores(shape: TTShape, std: float, generator: torch.Generator | None = None) -> list[Tensor]:
-    """Gaussian cores whose matrix has exactly the root mean square `std`, whatever d and the ranks.
+def squared_norm(cores: Sequence[Tensor]) -> Tensor:
+    """Sum of the squares of all entries of `full(cores)`, without making it."""
+    return inner(cores, cores)
 
-    Each core has the same share of the scale; what chance leaves of the norm is then scaled away.
-    """
-    cores = [torch.randn(core_shape, generator=generator) for core_shape in shape.core_shapes]
-    cores = [core / math.sqrt(core.shape[0]) for core in cores]
-    rms = torch.sqrt(squared_norm([core.double() for core in cores]) / (shape.in_features * shape.out_features))
-    share = (std / float(rms)) ** (1 / shape.num_cores)
-    return [core * share for core in cores]
+
+# ---- from a matrix to cores, and to smaller ones
 
 
 @torch.no_grad()
-def tt_svd(matrix: Tensor, shape: TTShape) -> list[Tensor]:
-    """Cores of `shape` for a dense matrix [N, M] by successive truncated SVDs; exact where the ranks suffice.
+def tt_svd(
+    matrix: Tensor,
+    input_modes: Sequence[int],
+    output_modes: Sequence[int],
+    tt_ranks: Ranks | None = None,
+    relative_error: float = 0.0,
+) -> list[Tensor]:
+    """Cores for a dense matrix [N, M] by successive truncated SVDs, in float64.
 
-    Reference: Oseledets 2011, algorithm 1, on the matrix with its row and column modes interleaved.
+    Args:
+        tt_ranks: the largest ranks allowed; those of use without them.
+        relative_error: ranks are lowered as long as ||W - full|| <= relative_error * ||W|| (Frobenius), where tt_ranks
+            allow that.
+
+    Reference: Oseledets 2011, algorithm 1 and theorem 2.2, on the matrix with row and column modes interleaved.
     """
-    n, m, r = shape.input_modes, shape.output_modes, shape.tt_ranks
+    shape = TTShape.make(input_modes, output_modes, tt_ranks)
+    n, m, d = shape.input_modes, shape.output_modes, shape.num_cores
     if tuple(matrix.shape) != (shape.in_features, shape.out_features):
         raise ValueError(f"expected a matrix {[shape.in_features, shape.out_features]}, got {list(matrix.shape)}")
-    d = shape.num_cores
+    _check_relative_error(relative_error)
+    if not bool(torch.isfinite(matrix).all()):
+        raise ValueError("matrix: expected finite values, got NaN or infinity")
     order = [axis for k in range(d) for axis in (k, d + k)]
     rest = matrix.double().reshape(*n, *m).permute(order).reshape(1, -1)
+    allowed = relative_error * float(rest.norm()) / math.sqrt(max(d - 1, 1))
     cores = []
     for k in range(d - 1):
-        u, s, vh = torch.linalg.svd(rest.reshape(r[k] * n[k] * m[k], -1), full_matrices=False)
-        rank = r[k + 1]
-        kept = min(rank, s.numel())
-        core = u.new_zeros(u.shape[0], rank)
-        core[:, :kept] = u[:, :kept]
-        rest = vh.new_zeros(rank, vh.shape[1])
-        rest[:kept] = s[:kept, None] * vh[:kept]
-        cores.append(core.reshape(r[k], n[k], m[k], rank))
-    cores.append(rest.reshape(r[d - 1], n[d - 1], m[d - 1], 1))
+        u, rest = _split(rest.reshape(rest.shape[0] * n[k] * m[k], -1), shape.tt_ranks[k + 1], allowed)
+        cores.append(u.reshape(-1, n[k], m[k], u.shape[1]))
+    cores.append(rest.reshape(-1, n[d - 1], m[d - 1], 1))
     return [core.to(matrix.dtype) for core in cores]
+
+
+@torch.no_grad()
+def tt_round(cores: Sequence[Tensor], tt_ranks: Ranks | None = None, relative_error: float = 0.0) -> list[Tensor]:
+    """The same matrix, or one near it, with lower ranks; the dense matrix is never made.
+
+    Args: as for `tt_svd`.
+
+    Reference: Oseledets 2011, algorithm 2: orthogonalise from the right, then truncate from the left.
+    """
+    found = TTShape.of(cores)
+    check_finite(cores)
+    shape = TTShape.make(found.input_modes, found.output_modes, found.tt_ranks if tt_ranks is None else tt_ranks)
+    _check_relative_error(relative_error)
+    work = [core.double() for core in cores]
+    for k in range(len(work) - 1, 0, -1):
+        size = work[k].shape
+        q, r = torch.linalg.qr(work[k].reshape(size[0], -1).T)
+        work[k] = q.T.reshape(-1, *size[1:])
+        work[k - 1] = work[k - 1] @ r.T
+    allowed = relative_error * float(work[0].norm()) / math.sqrt(max(len(work) - 1, 1))
+    for k in range(len(work) - 1):
+        size = work[k].shape
+        u, rest = _split(work[k].reshape(-1, size[3]), shape.tt_ranks[k + 1], allowed)
+        work[k] = u.reshape(*size[:3], -1)
+        work[k + 1] = torch.tensordot(rest, work[k + 1], 1)
+    return [core.to(cores[0].dtype) for core in work]
+
+
+def _split(matrix: Tensor, max_rank: int, allowed: float) -> tuple[Tensor, Tensor]:
+    """matrix ~ u @ rest by a truncated SVD: at most max_rank, and no more than the error `allowed` needs."""
+    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+    tails = s.flip(0).square().cumsum(0).flip(0).sqrt()  # error of keeping k of them, for each k
+    needed = int((tails > allowed).sum()) if allowed else len(s)
+    rank = max(1, min(max_rank, needed))
+    return u[:, :rank], s[:rank, None] * vh[:rank]
+
+
+def check_finite(cores: Sequence[Tensor]) -> None:
+    """Raise ValueError where a core holds NaN or infinity."""
+    for k, core in enumerate(cores):
+        if not bool(torch.isfinite(core).all()):
+            raise ValueError(f"cores: expected finite values, core {k} holds NaN or infinity")
+
+
+def _check_relative_error(value: float) -> None:
+    if not 0 <= value < 1:
+        raise ValueError(f"relative_error: expected a number in [0, 1), got {value}")

@@ -32,13 +32,23 @@ from ttmodels.config import ModelConfig, TrainConfig
 from ttmodels.data.augment import Augmentation, swapped_labels
 from ttmodels.data.folder import DecodedClips, list_clips, split_by_class
 from ttmodels.evaluate import confusion_table, evaluate
+from ttmodels.linear import penalty
 from ttmodels.modes import balanced_modes, frame_modes
 from ttmodels.tensor_train import TTShape
 
 Batch = tuple[np.ndarray, np.ndarray]
 
 
-def train(data: Path, out: Path, model_config: ModelConfig, config: TrainConfig, *, cache: Path, resume: bool) -> float:
+def train(
+    data: Path,
+    out: Path,
+    model_config: ModelConfig,
+    config: TrainConfig,
+    *,
+    cache: Path,
+    resume: bool = False,
+    device: str = "cpu",
+) -> float:
     """Run to the last epoch; the best validation accuracy.
 
     Raises:
@@ -57,7 +67,7 @@ def train(data: Path, out: Path, model_config: ModelConfig, config: TrainConfig,
         print(f"could not read {path}: {reason}", file=sys.stderr)
 
     torch.manual_seed(config.seed)
-    model = ClipClassifier(model_config)
+    model = ClipClassifier(model_config).to(device)
     progress = Progress(data_set=data.name, num_clips={"train": len(train_data), "valid": len(valid_data)})
     optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
     if resume:
@@ -82,12 +92,12 @@ def train(data: Path, out: Path, model_config: ModelConfig, config: TrainConfig,
         train_loss = 0.0
         bar = tqdm(_read_ahead(varied), f"epoch {epoch + 1}/{config.epochs}", steps_per_epoch, unit="batch")
         for step, batch in enumerate(bar, epoch * steps_per_epoch):
-            frames, targets = map(torch.from_numpy, batch)
+            frames, targets = (torch.from_numpy(part).to(device) for part in batch)
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * schedule(step / num_steps, config.warmup)
-            loss = clip_loss(model(frames), targets, config.over_time_weight)
+            loss = clip_loss(model(frames), targets, config.over_time_weight) + penalty(model)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
             optimizer.step()
             train_loss += loss.item() * len(targets) / len(train_data)
@@ -150,7 +160,7 @@ def _both_as_json(model_config: ModelConfig, config: TrainConfig) -> str:
 
 
 def _summary(model: ClipClassifier, train_data: DecodedClips, valid_data: DecodedClips) -> str:
-    config, shape, saved = model.config, model.rnn.projection.shape, model.compression()
+    config, shape, saved = model.config, model.projection.shape, model.compression()
     sampling = config.sampling
     sizes = [
         ("input-to-hidden", shape.num_parameters, saved.input_to_hidden),
@@ -179,6 +189,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--resume", action="store_true", help="go on from OUT/last.safetensors")
     parser.add_argument("--cache", type=Path, help="folder for decoded clips; OUT/cache without it")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1; CUDA where there is one without it")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of torch")
 
     model = parser.add_argument_group("model")
@@ -191,7 +202,9 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument("--input-modes", type=int, nargs="+", help="of a frame; two for the lines, two for the columns")
     model.add_argument("--output-modes", type=int, nargs="+", help="of the hidden size; balanced without it")
     model.add_argument("--pooling", choices=["last", "mean"], default="last")
-    model.add_argument("--dropout", type=float, default=0.0)
+    model.add_argument("--dropout", type=float, default=0.0, help="before the head")
+    model.add_argument("--recurrent-dropout", type=float, default=0.0, help="one choice of hidden units a clip")
+    model.add_argument("--kernel-l2", type=float, default=0.0, help="penalty on the input-to-hidden matrix")
 
     run = parser.add_argument_group("run")
     for f in dataclasses.fields(TrainConfig):
@@ -215,11 +228,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             cell=options.cell,
             pooling=options.pooling,
             dropout=options.dropout,
+            recurrent_dropout=options.recurrent_dropout,
+            kernel_l2=options.kernel_l2,
             sampling=sampling,
         )
         config = TrainConfig(**{f.name: getattr(options, f.name) for f in dataclasses.fields(TrainConfig)})
         cache = options.cache or options.out / "cache"
-        train(options.data, options.out, model_config, config, cache=cache, resume=options.resume)
+        device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        train(options.data, options.out, model_config, config, cache=cache, resume=options.resume, device=device)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -5,6 +5,7 @@ from service.manifest import Scaling
 from tests.made import tiny_config
 from tests.tolerances import CONTRACTION
 from ttmodels.classifier import ClipClassifier
+from ttmodels.linear import penalty
 
 
 def clips(batch: int, time: int) -> torch.Tensor:
@@ -51,7 +52,7 @@ def test_compression_compares_with_the_dense_network() -> None:
     dense = torch.nn.GRU(576, 16)
     saved = model.compression()
     dense_rnn = sum(p.numel() for p in dense.parameters())
-    train = model.rnn.projection.shape.num_parameters
+    train = model.projection.shape.num_parameters
     assert saved.input_to_hidden == pytest.approx(dense.weight_ih_l0.numel() / train)
     assert saved.rnn == pytest.approx(dense_rnn / sum(p.numel() for p in model.rnn.parameters()))
     assert saved.model == pytest.approx((dense_rnn + 16 * 3 + 3) / model.num_parameters())
@@ -61,3 +62,13 @@ def test_compression_compares_with_the_dense_network() -> None:
 def test_other_frames_are_refused(frames: torch.Tensor) -> None:
     with pytest.raises(ValueError, match=r"expected uint8 frames \[batch, time, 12, 16, 3\]"):
         ClipClassifier(tiny_config())(frames)
+
+
+def test_recurrent_dropout_and_the_penalty_reach_the_network() -> None:
+    plain, varied = (ClipClassifier(tiny_config(**more)) for more in ({}, {"recurrent_dropout": 0.5, "kernel_l2": 0.1}))
+    frames = clips(1, 6)
+    assert torch.equal(plain(frames).logits, plain(frames).logits)
+    assert not torch.equal(varied(frames).logits, varied(frames).logits)
+    assert float(penalty(plain)) == 0
+    weight = varied.projection.full().detach()
+    assert float(penalty(varied).detach()) == pytest.approx(0.1 * float(weight.square().sum()), rel=1e-4)

@@ -27,7 +27,7 @@ def test_unknown_fields_are_named_and_missing_ones_keep_their_defaults() -> None
     ("changes", "message"),
     [
         ({"input_modes": (4, 8, 1, 1)}, r"input_modes for 16x12 RGB \(4, 8, 1, 1\) multiply to 32, expected 576"),
-        ({"tt_ranks": (1, 3, 1)}, "expected 5 of them"),
+        ({"tt_ranks": (1, 3, 1)}, "tt_ranks: expected 5 positive ranks"),
         ({"cell": "qrnn"}, "expected a cell of rnn, gru, lstm, got 'qrnn'"),
         ({"pooling": "max"}, "expected a pooling"),
         ({"labels": ("a", "a")}, "labels that differ"),
