@@ -19,6 +19,7 @@ class RequestError(TTVideoError):
         status: HTTP status code.
         code: stable machine-readable name; clients may match on it.
         title: one line that is the same for every occurrence.
+        type: the code as a URI.
     """
 
     status: ClassVar[int] = 500
@@ -29,6 +30,10 @@ class RequestError(TTVideoError):
         super().__init__(detail)
         self.detail = detail
         self.retry_after_s = retry_after_s
+
+    @property
+    def type(self) -> str:
+        return f"urn:ttvideo:error:{self.code}"
 
 
 class EmptyUpload(RequestError):
@@ -47,6 +52,24 @@ class UnknownModel(RequestError):
     status = 404
     code = "unknown_model"
     title = "There is no such model"
+
+
+class NotFound(RequestError):
+    status = 404
+    code = "not_found"
+    title = "There is nothing at this path"
+
+
+class MethodNotAllowed(RequestError):
+    status = 405
+    code = "method_not_allowed"
+    title = "The path takes other methods"
+
+
+class UploadTimeout(RequestError):
+    status = 408
+    code = "upload_timeout"
+    title = "The upload stopped on its way"
 
 
 class UploadTooLarge(RequestError):
@@ -101,6 +124,10 @@ class DeadlineExceeded(RequestError):
     status = 504
     code = "deadline_exceeded"
     title = "The answer was not ready in time"
+
+
+_KINDS: list[type[RequestError]] = [RequestError, *RequestError.__subclasses__()]
+BY_CODE = {kind.code: kind for kind in _KINDS}
 
 
 class StartError(TTVideoError):

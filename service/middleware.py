@@ -1,7 +1,8 @@
-"""Around every request: its id, its line in the log, its place in the metrics, and a clean 500."""
+"""Around every request: its id, its line in the log, its place in the metrics, and a clean end in any case."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
@@ -12,7 +13,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.metrics import Metrics
-from service.routes.problem import unforeseen
+from service.routes.problem import cut_short, unforeseen
 
 log = logging.getLogger("service.access")
 
@@ -46,6 +47,10 @@ class Observe:
 
         try:
             await self.app(scope, receive, send_with_id)
+        except asyncio.CancelledError:
+            # Only a shutdown that waits no longer does this. It ends here: the server would log a traceback.
+            if not status:
+                await cut_short(Request(scope))(scope, receive, send_with_id)
         except Exception:
             log.exception("%s: unforeseen", request_id)
             if status:

@@ -22,8 +22,8 @@ from service.settings import Settings
 log = logging.getLogger(__name__)
 
 BACKLOG = 1024
-SHUTDOWN_GRACE_S = 5
-"""Past the deadline of a clip by this much a shutdown waits for clients that send no more or take no answer."""
+SHUTDOWN_GRACE_S = 3
+"""Past the deadline of a clip by this much a shutdown waits for clients to take their answers."""
 
 
 async def serve(settings: Settings) -> None:
@@ -86,8 +86,9 @@ class _Server(uvicorn.Server):
 
     async def _drain(self) -> None:
         # /readyz turns first, on a door that is still open; it closes when the last accepted clip has its answer.
+        # Every clip here has been uploaded, so its deadline comes no later than this one.
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._classifier.settings.deadline_s + SHUTDOWN_GRACE_S):
+            async with asyncio.timeout(self._classifier.settings.deadline_s):
                 await self._classifier.admission.drain()
         self.should_exit = True
 
@@ -111,12 +112,18 @@ def _listen(host: str, port: int) -> socket.socket:
 def _greeting(classifier: Classifier, listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    session = classifier.repository.default
+    repository = classifier.repository
+    session, bundled = repository.default, repository.bundled
+    names = ", ".join(
+        f"{served.manifest.name}/{served.manifest.version}"
+        + (" (default)" if served is session and len(repository.sessions) > 1 else "")
+        for served in repository.sessions
+    )
     why = f" (not CUDA: {session.provider_reason})" if session.provider_reason else ""
     samples = sorted((BUNDLED / "samples").glob("*.mp4"))
     sample = shlex.quote(str(samples[0])) if samples else "clip.mp4"
-    return (
-        f"ttvideo serves {session.manifest.name}/{session.manifest.version} on {url}\n"
-        f"provider: {session.provider}{why}\n"
-        f"try: curl -F file=@{sample} {url}/classify"
-    )
+    # The sample belongs to the bundled model, whichever answers by default.
+    ask = f"{url}/classify"
+    if samples and bundled not in (None, session):
+        ask = f"'{ask}?model={bundled.manifest.name}'"
+    return f"ttvideo serves {names} on {url}\nprovider: {session.provider}{why}\ntry: curl -F file=@{sample} {ask}"

@@ -25,6 +25,8 @@ class Settings(BaseSettings):
     device_id: Annotated[int, Field(ge=0)] = 0
 
     max_upload_bytes: Annotated[int, Field(ge=1)] = 256 * 1024 * 1024
+    upload_timeout_s: Annotated[float, Field(gt=0)] = 10.0
+    """The longest wait for the next piece of a body; past it the upload is answered 408."""
     deadline_s: Annotated[float, Field(gt=0)] = 30.0
     """From the end of the upload to the answer."""
     spool_dir: Path | None = None

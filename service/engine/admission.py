@@ -1,13 +1,13 @@
-"""How many clips may be under way, and when the last one is done."""
+"""How many clips may be under way, how long an upload may stand still, and when the last clip is done."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
-from service.errors import Busy, NotReady
+from service.errors import Busy, NotReady, UploadTimeout
 
 
 class Admission:
@@ -24,6 +24,7 @@ class Admission:
         self._idle = asyncio.Event()
         self._idle.set()
         self._mean_s = 1.0
+        self._uploads: set[asyncio.Timeout] = set()
 
     @contextmanager
     def admit(self) -> Iterator[None]:
@@ -34,7 +35,7 @@ class Admission:
             NotReady: draining.
         """
         if self.draining:
-            raise NotReady("the service is shutting down", retry_after_s=self._mean_s)
+            raise self._shutting_down()
         if self.in_flight >= self.limit:
             raise Busy(f"{self.limit} clips are under way, the limit", retry_after_s=self._mean_s)
         self.in_flight += 1
@@ -48,7 +49,40 @@ class Admission:
             if not self.in_flight:
                 self._idle.set()
 
+    @asynccontextmanager
+    async def upload(self, timeout_s: float) -> AsyncIterator[Callable[[], None]]:
+        """The part of a clip's stay in which its body comes in. Gives what is to be called on each piece.
+
+        Raises:
+            UploadTimeout: no piece for `timeout_s`.
+            NotReady: draining began.
+        """
+        loop = asyncio.get_running_loop()
+
+        def came() -> None:
+            if not self.draining:
+                patience.reschedule(loop.time() + timeout_s)
+
+        try:
+            async with asyncio.timeout(timeout_s) as patience:
+                self._uploads.add(patience)
+                try:
+                    yield came
+                finally:
+                    self._uploads.discard(patience)
+        except TimeoutError:
+            if self.draining:
+                raise self._shutting_down() from None
+            raise UploadTimeout(f"expected the next piece of the body within {timeout_s:g} s, got none") from None
+
     async def drain(self) -> None:
-        """Admit no more, and wait for those under way."""
+        """Admit no more, end what is still being uploaded, and wait for the rest."""
         self.draining = True
+        now = asyncio.get_running_loop().time()
+        for patience in self._uploads:
+            if not patience.expired():
+                patience.reschedule(now)
         await self._idle.wait()
+
+    def _shutting_down(self) -> NotReady:
+        return NotReady("the service is shutting down", retry_after_s=self._mean_s)

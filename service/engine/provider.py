@@ -18,7 +18,10 @@ import onnxruntime
 
 from service.errors import ProviderUnavailable
 
-INSTALL = "pip install 'ttvideo[gpu]'"
+INSTALL = (
+    "pip install -c deploy/constraints.txt '.[gpu]' (in a checkout), "
+    "or pip install 'onnxruntime-gpu[cuda,cudnn]', with no onnxruntime beside it"
+)
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
 

@@ -13,13 +13,15 @@ from service.settings import Settings
 log = logging.getLogger(__name__)
 
 BUNDLED = Path(__file__).parent.parent / "bundled"
+NAMED = 5
+"""Of what was found in the wrong place, how many a message names."""
 
 
 class Repository:
     """Every model under the bundled folder and `settings.models`, laid out NAME/VERSION/model.onnx, loaded.
 
     Raises:
-        StartError: no model, a folder that is not there, a default that is not there.
+        StartError: no model, a folder that is not there or laid out in another way, a default that is not there.
         InvalidModel: a file that does not keep the contract.
         ProviderUnavailable: CUDA was asked for and cannot be had.
     """
@@ -27,8 +29,9 @@ class Repository:
     def __init__(self, settings: Settings, *, bundled: Path = BUNDLED) -> None:
         if settings.models is not None and not settings.models.is_dir():
             raise StartError(f"expected a folder of models (TTVIDEO_MODELS), found none at {settings.models}")
+        self._bundled = bundled
         bundled_files = _model_files(bundled)
-        own_files = _model_files(settings.models) if settings.models is not None else {}
+        own_files = _own_files(settings.models) if settings.models is not None else {}
         files = bundled_files | own_files
         if not files:
             where = f"{settings.models} or " if settings.models is not None else ""
@@ -51,6 +54,11 @@ class Repository:
         return self.find()
 
     @property
+    def bundled(self) -> Session | None:
+        """The first of the bundled models."""
+        return next((session for session in self.sessions if session.path.is_relative_to(self._bundled)), None)
+
+    @property
     def sessions(self) -> list[Session]:
         """By name, versions ascending."""
         return [session for versions in self._sessions.values() for session in versions.values()]
@@ -68,7 +76,9 @@ class Repository:
         wanted = version or next(reversed(versions), None)
         if wanted is None or wanted not in versions:
             there = ", ".join(f"{s.manifest.name}/{s.manifest.version}" for s in self.sessions)
-            raise UnknownModel(f"expected one of {there}; got {name}{f'/{version}' if version else ''}")
+            raise UnknownModel(
+                f"expected one of {there}; got {name or 'an empty name'}{f'/{version}' if version else ''}"
+            )
         return versions[wanted]
 
 
@@ -82,6 +92,27 @@ Files = dict[tuple[str, str], Path]
 
 def _model_files(folder: Path) -> Files:
     return {(path.parts[-3], path.parts[-2]): path for path in folder.glob("*/*/model.onnx")}
+
+
+def _own_files(folder: Path) -> Files:
+    """Those of `settings.models`. An empty folder waits for its first model; any other without one is a mistake."""
+    files = _model_files(folder)
+    levels = ("*.onnx", "*/*.onnx", "*/*/*.onnx", "*/*/*/*.onnx")
+    astray = sorted(path for level in levels for path in folder.glob(level) if path not in files.values())
+    if files:
+        for path in astray:
+            log.warning("%s is not served: expected NAME/VERSION/model.onnx under %s", path, folder)
+        return files
+    found = [str(path.relative_to(folder)) for path in astray] or sorted(
+        path.name for path in folder.iterdir() if not path.name.startswith(".")
+    )
+    if found:
+        more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
+        raise StartError(
+            f"expected models at NAME/VERSION/model.onnx under {folder}, found {', '.join(found[:NAMED])}{more}"
+        )
+    log.warning("no model of your own is served: expected NAME/VERSION/model.onnx under %s, which is empty", folder)
+    return files
 
 
 def _default(asked: str | None, files: Files, own: Files, bundled: Files) -> tuple[str, str | None]:

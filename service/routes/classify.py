@@ -22,6 +22,7 @@ from service.errors import (
     NoVideoStream,
     UndecodableVideo,
     UnknownModel,
+    UploadTimeout,
     UploadTooLarge,
 )
 from service.routes.problem import problems
@@ -52,6 +53,7 @@ _BODY = {
         EmptyUpload,
         MalformedUpload,
         UnknownModel,
+        UploadTimeout,
         UploadTooLarge,
         NotAVideo,
         NoVideoStream,
@@ -75,7 +77,13 @@ async def classify(
     session = classifier.repository.find(model, version)
     num_labels = check_top_k(top_k, session)
     with classifier.admission.admit():
-        async with receive_upload(request, max_bytes=settings.max_upload_bytes, spool_dir=settings.spool_dir) as upload:
+        async with receive_upload(
+            request,
+            classifier.admission,
+            max_bytes=settings.max_upload_bytes,
+            timeout_s=settings.upload_timeout_s,
+            spool_dir=settings.spool_dir,
+        ) as upload:
             classifier.metrics.upload_bytes.inc(upload.num_bytes)
             work = classifier.classify(
                 upload.path,

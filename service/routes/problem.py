@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import math
 from collections.abc import Mapping
-from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -16,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from service.errors import InvalidParameter, RequestError
+from service.errors import InvalidParameter, MethodNotAllowed, NotFound, NotReady, RequestError
 from service.schemas import Problem
 
 MEDIA_TYPE = "application/problem+json"
@@ -28,7 +27,7 @@ KEEP_BYTES = 8 * 1024 * 1024
 LINGER_S = 2.0
 """How long the client of a larger one may go on sending before the connection is closed."""
 
-_CODES = {404: "not_found", 405: "method_not_allowed"}
+_OF_THE_ROUTER: dict[int, type[RequestError]] = {kind.status: kind for kind in (NotFound, MethodNotAllowed)}
 
 
 def install(app: FastAPI) -> None:
@@ -59,10 +58,9 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
-        phrase = HTTPStatus(error.status_code).phrase
-        code = _CODES.get(error.status_code, phrase.lower().replace(" ", "_"))
+        kind = _OF_THE_ROUTER.get(error.status_code, RequestError)
         detail = f"{request.method} {request.url.path}: {error.detail}"
-        return problem(request, error.status_code, code, phrase, detail, error.headers)
+        return problem(request, error.status_code, kind.code, kind.title, detail, error.headers)
 
     @app.exception_handler(ClientDisconnect)
     async def client_gone(request: Request, error: ClientDisconnect) -> Response:
@@ -89,9 +87,11 @@ def problem(
 
 
 def _expects_more(request: Request) -> bool:
-    """Whether a large body, or one of unknown size, is still on its way."""
+    """Whether a large body, or one of unknown size, is still on its way, or one that nobody waits for any longer."""
     if getattr(request.state, "body_read", False):
         return False
+    if getattr(request.state, "body_given_up", False):
+        return True
     declared = request.headers.get("content-length", "0")
     return "transfer-encoding" in request.headers or not declared.isdigit() or int(declared) > KEEP_BYTES
 
@@ -109,11 +109,18 @@ class _Refusal(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         await send({"type": "http.response.body", "body": self.body, "more_body": True})
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LINGER_S):
-                while (await receive()).get("more_body", False):
-                    pass
-        await send({"type": "http.response.body", "body": b""})
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LINGER_S):
+                    while (await receive()).get("more_body", False):
+                        pass
+        finally:
+            await send({"type": "http.response.body", "body": b""})
+
+
+def cut_short(request: Request) -> Response:
+    """The answer where a shutdown waits no longer."""
+    return problem(request, NotReady.status, NotReady.code, NotReady.title, "the service shut down before the answer")
 
 
 def unforeseen(request: Request) -> Response:

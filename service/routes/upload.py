@@ -15,7 +15,8 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
 
-from service.errors import EmptyUpload, MalformedUpload, StartError, UploadTooLarge
+from service.engine.admission import Admission
+from service.errors import EmptyUpload, MalformedUpload, NotReady, StartError, UploadTimeout, UploadTooLarge
 
 FIELD = "file"
 MAX_FORM_OVERHEAD_BYTES = 64 * 1024
@@ -42,11 +43,14 @@ def check_spool(spool_dir: Path | None) -> None:
 
 
 @asynccontextmanager
-async def receive_upload(request: Request, *, max_bytes: int, spool_dir: Path | None) -> AsyncIterator[Upload]:
+async def receive_upload(
+    request: Request, admission: Admission, *, max_bytes: int, timeout_s: float, spool_dir: Path | None
+) -> AsyncIterator[Upload]:
     """The multipart field `file`, or the whole body of any other content type; removed on leaving.
 
     Raises:
         EmptyUpload, MalformedUpload, UploadTooLarge.
+        UploadTimeout, NotReady: from `admission`.
     """
     started = time.monotonic()
     kind, options = parse_options_header(request.headers.get("content-type"))
@@ -63,13 +67,19 @@ async def receive_upload(request: Request, *, max_bytes: int, spool_dir: Path | 
         else:
             write, finish = spool.write, lambda: None
         received = 0
-        async for piece in request.stream():
-            received += len(piece)
-            if received > limit:
-                raise _too_large(max_bytes, "more")
-            write(piece)
-            if is_form and spool.tell() > max_bytes:
-                raise _too_large(max_bytes, "more")
+        try:
+            async with admission.upload(timeout_s) as came:
+                async for piece in request.stream():
+                    came()
+                    received += len(piece)
+                    if received > limit:
+                        raise _too_large(max_bytes, "more")
+                    write(piece)
+                    if is_form and spool.tell() > max_bytes:
+                        raise _too_large(max_bytes, "more")
+        except (UploadTimeout, NotReady):
+            request.state.body_given_up = True
+            raise
         request.state.body_read = True
         finish()
         spool.flush()

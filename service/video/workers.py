@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from service.errors import DeadlineExceeded, DecoderCrashed, RequestError, StartError, UndecodableVideo
+from service.errors import BY_CODE, DeadlineExceeded, DecoderCrashed, RequestError, StartError, UndecodableVideo
 from service.video.decode import Clip, ClipInfo, check_ffmpeg, decode_clip
 from service.video.sampling import Sampling
 
@@ -262,7 +262,7 @@ class _Decoder:
         if "error" in reply:
             if "traceback" in reply:
                 log.warning("decoding failed in an unforeseen way\n%s", reply["traceback"])
-            raise _ERRORS[reply["error"]](reply["detail"])
+            raise BY_CODE[reply["error"]](reply["detail"])
         facts: dict[str, Any] = reply["info"]
         info = ClipInfo(**facts | {name: tuple(facts[name]) for name in ("times_s", "warnings")})
         return Clip(np.ndarray(sampling.clip_shape, np.uint8, self._slot.buf).copy(), info)
@@ -341,7 +341,3 @@ def _run(job: dict[str, Any], slot: SharedMemory) -> dict[str, Any]:
         detail = f"expected a video, got something that fails with {type(error).__name__}"
         return {"error": UndecodableVideo.code, "detail": detail, "traceback": traceback.format_exc()}
     return {"info": asdict(clip.info)}
-
-
-_KINDS: list[type[RequestError]] = [RequestError, *RequestError.__subclasses__()]
-_ERRORS = {kind.code: kind for kind in _KINDS}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,9 +14,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service.routes import problem
 from service.settings import Settings
 from tests.service.conftest import PATIENCE_S, Service, running, wait_until
 from tests.service.routes.test_problem import check_problem
+from tests.service.routes.test_upload import talk
 
 
 @pytest.fixture
@@ -92,6 +95,32 @@ def test_a_client_that_hangs_up_while_uploading(small: Service, clips: dict[str,
     assert small.classifier.pool.num_replaced == 0
 
 
+def test_an_upload_that_stands_still_gives_its_place_back(
+    models: Path, clips: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(problem, "LINGER_S", 0.05)
+    data = clips["red"].read_bytes()
+    settings = Settings(models=models, default_model="colours/1", provider="cpu", decode_workers=1)
+    hurried = settings.model_copy(update={"max_queue": 1, "upload_timeout_s": 0.3})
+    head = b"POST /classify HTTP/1.1\r\nHost: x\r\n%sContent-Length: %d\r\n\r\n"
+    form = b"Content-Type: multipart/form-data; boundary=edge\r\n"
+    with running(hurried) as service:
+        for kind, begun in ((b"", b"abc"), (form, b"--edge\r\n"), (b"", b"")):
+            said = talk(service.address, head % (kind, 1000), begun)
+            assert said.startswith(b"HTTP/1.1 408 "), said
+            assert b'"code":"upload_timeout"' in said
+            assert b"expected the next piece of the body within 0.3 s, got none" in said
+            assert b"\r\nconnection: close" in said.lower()
+            assert service.post(clips["red"]).status_code == 200
+        # Slow is not still: every piece starts the wait anew.
+        with socket.create_connection(service.address, timeout=PATIENCE_S) as slow:
+            slow.sendall(head % (b"", len(data)))
+            for start in range(0, len(data), len(data) // 4):
+                time.sleep(0.15)
+                slow.sendall(data[start : start + len(data) // 4])
+            assert slow.recv(12) == b"HTTP/1.1 200"
+
+
 def test_a_model_that_fails_is_a_500_that_says_little(
     small: Service, clips: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,5 +129,5 @@ def test_a_model_that_fails_is_a_500_that_says_little(
 
     for batcher in small.classifier._batchers.values():
         monkeypatch.setattr(batcher, "_run", fail)
-    problem = check_problem(small.post(clips["red"]), 500, "internal_error")
-    assert "secret" not in str(problem)
+    body = check_problem(small.post(clips["red"]), 500, "internal_error")
+    assert "secret" not in str(body)

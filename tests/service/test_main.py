@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -71,9 +72,11 @@ def test_serves_says_how_and_ends_clean(
     colours: tuple[str | Path, ...], clips: dict[str, Path], number: signal.Signals
 ) -> None:
     with served(*colours) as (process, url, greeting):
-        assert f"ttvideo serves colours/1 on {url}" in greeting
+        assert f"ttvideo serves colours/1 (default), colours/2, moving_digits/1, tags/1 on {url}\n" in greeting
         assert "provider: cpu" in greeting
-        assert re.search(rf"try: curl -F file=@\S+ {url}/classify", greeting)
+        assert re.search(
+            rf"try: curl -F file=@\S+counter_clockwise.mp4 '{url}/classify\?model=moving_digits'\n", greeting
+        )
         with httpx.Client(base_url=url) as client:
             assert client.get("/readyz").status_code == 200
             response = client.post("/classify", files={"file": clips["green"].read_bytes()})
@@ -85,38 +88,100 @@ def test_serves_says_how_and_ends_clean(
         wait_until(lambda: not any(map(lives, below)), "no child is left")
 
 
-def test_sigterm_lets_an_accepted_upload_finish(colours: tuple[str | Path, ...], clips: dict[str, Path]) -> None:
+POST = b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """Everything below this process stands still: decoders take what they are given and do not answer."""
+    below = children(pid)
+    for child in below:
+        os.kill(child, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for child in filter(lives, below):
+            os.kill(child, signal.SIGCONT)
+
+
+def connected(url: str) -> socket.socket:
+    address = httpx.URL(url)
+    return socket.create_connection((address.host, address.port or 0), timeout=PATIENCE_S)
+
+
+def everything(connection: socket.socket) -> bytes:
+    said = b""
+    while piece := connection.recv(65536):
+        said += piece
+    return said
+
+
+def test_sigterm_answers_what_was_uploaded_and_ends_what_was_not(
+    colours: tuple[str | Path, ...], clips: dict[str, Path]
+) -> None:
     data = clips["blue"].read_bytes()
-    with served(*colours) as (process, url, _), socket.socket() as slow:
-        address = httpx.URL(url)
-        slow.settimeout(PATIENCE_S)
-        slow.connect((address.host, address.port or 0))
-        slow.sendall(b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(data) + data[:100])
-        wait_until(lambda: "requests_in_flight 1.0" in httpx.get(f"{url}/metrics").text, "the upload was accepted")
-        process.send_signal(signal.SIGTERM)
-        process.send_signal(signal.SIGTERM)
-        wait_until(lambda: httpx.get(f"{url}/readyz").status_code == 503, "the service is no longer ready")
-        assert httpx.post(f"{url}/classify", content=data).status_code == 503
-        assert process.poll() is None
-        slow.sendall(data[100:])
-        said = b""
-        while piece := slow.recv(65536):
-            said += piece
+    with served(*colours) as (process, url, _), connected(url) as whole, connected(url) as part:
+        with stopped(process.pid):
+            whole.sendall(POST % len(data) + data)
+            part.sendall(POST % 100_000 + data[:100])
+            wait_until(lambda: "requests_in_flight 2.0" in httpx.get(f"{url}/metrics").text, "both were accepted")
+            wait_until(
+                lambda: f"upload_bytes_total {float(len(data))}" in httpx.get(f"{url}/metrics").text, "one is in"
+            )
+            process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGTERM)
+            said = everything(part)
+            assert said.startswith(b"HTTP/1.1 503 ")
+            assert b'"code":"not_ready"' in said
+            assert httpx.get(f"{url}/readyz").status_code == 503
+            assert httpx.post(f"{url}/classify", content=data).status_code == 503
+            assert process.poll() is None
+        said = everything(whole)
         assert said.startswith(b"HTTP/1.1 200 ")
         assert b'"label":"blue"' in said
         assert process.wait(PATIENCE_S) == 0
 
 
-def test_a_second_ctrl_c_waits_for_nobody(colours: tuple[str | Path, ...]) -> None:
-    with served("--deadline-s", "600", *colours) as (process, url, _), socket.socket() as slow:
-        address = httpx.URL(url)
-        slow.connect((address.host, address.port or 0))
-        slow.sendall(b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc")
+def test_sigterm_waits_for_no_upload(colours: tuple[str | Path, ...]) -> None:
+    with served("--deadline-s", "600", *colours) as (process, url, _), connected(url) as stalled:
+        stalled.sendall(POST % 100_000 + b"abc")
         wait_until(lambda: "requests_in_flight 1.0" in httpx.get(f"{url}/metrics").text, "the upload was accepted")
-        process.send_signal(signal.SIGINT)
-        wait_until(lambda: httpx.get(f"{url}/readyz").status_code == 503, "the service is no longer ready")
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
+        said = everything(stalled)
+        assert said.startswith(b"HTTP/1.1 503 ")
+        assert b'"code":"not_ready"' in said
         assert process.wait(PATIENCE_S) == 0
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()
+
+
+def test_a_second_ctrl_c_waits_for_nobody(colours: tuple[str | Path, ...], clips: dict[str, Path]) -> None:
+    data = clips["blue"].read_bytes()
+    with served("--deadline-s", "600", *colours) as (process, url, _), connected(url) as waiting:
+        with stopped(process.pid):
+            waiting.sendall(POST % len(data) + data)
+            wait_until(lambda: f"upload_bytes_total {float(len(data))}" in httpx.get(f"{url}/metrics").text, "it is in")
+            process.send_signal(signal.SIGINT)
+            wait_until(lambda: httpx.get(f"{url}/readyz").status_code == 503, "the service is no longer ready")
+            process.send_signal(signal.SIGINT)
+            said = everything(waiting)
+            assert said.startswith(b"HTTP/1.1 503 ")
+            assert b'"code":"not_ready"' in said
+        assert process.wait(PATIENCE_S) == 0
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_the_greeting_s_command_fits_the_model_that_it_asks(colours: tuple[str | Path, ...], own: bool) -> None:
+    with served("--decode-workers", "1", *(colours if own else ())) as (_, url, greeting):
+        *_, form, address = shlex.split(greeting.splitlines()[-1])
+        assert address == f"{url}/classify{'?model=moving_digits' if own else ''}"
+        sample = Path(form.removeprefix("file=@"))
+        response = httpx.post(address, files={"file": sample.read_bytes()})
+        assert response.json()["label"] == sample.stem
+        if not own:
+            assert f"ttvideo serves moving_digits/1 on {url}\n" in greeting
 
 
 def test_children_end_with_a_parent_that_was_killed(colours: tuple[str | Path, ...]) -> None:

@@ -68,7 +68,9 @@ def test_a_missing_library_is_named_with_the_cure(machine: SimpleNamespace, libr
         choose("cuda")
     for said in (choice.reason, str(caught.value)):
         assert library in said
-        assert "pip install 'ttvideo[gpu]'" in said
+        assert "pip install -c deploy/constraints.txt '.[gpu]' (in a checkout)" in said
+        assert "pip install 'onnxruntime-gpu[cuda,cudnn]'" in said
+        assert "ttvideo[" not in said, "an index may hold somebody else's package of that name"
 
 
 def test_no_driver_no_device_and_no_build(machine: SimpleNamespace) -> None:
@@ -92,5 +94,5 @@ def test_requiring_cuda_in_vain_ends_the_start_in_one_line(
     said = capsys.readouterr()
     assert said.out == ""
     assert [line for line in said.err.splitlines() if line.startswith("ttvideo: ")] == [
-        "ttvideo: CUDA was asked for and cannot be used: libcublasLt.so.13 cannot be loaded; pip install 'ttvideo[gpu]'"
+        "ttvideo: CUDA was asked for and cannot be used: libcublasLt.so.13 cannot be loaded; " + provider.INSTALL
     ]

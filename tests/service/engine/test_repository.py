@@ -86,6 +86,43 @@ def test_no_folder_and_no_model(tmp_path: Path) -> None:
         repository(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("there", "found"),
+    [
+        (["mine/model.onnx", "notes.txt"], "found mine/model.onnx"),
+        (["model.onnx"], "found model.onnx"),
+        (["x/mine/1/model.onnx"], "found x/mine/1/model.onnx"),
+        (["mine/1/mine.onnx"], "found mine/1/mine.onnx"),
+        (["b.mp4", "a.mp4", ".hidden"], "found a.mp4, b.mp4"),
+        ([f"{i}.mp4" for i in range(9)], "found 0.mp4, 1.mp4, 2.mp4, 3.mp4, 4.mp4 and 4 more"),
+    ],
+)
+def test_a_folder_laid_out_in_another_way_is_refused(tmp_path: Path, there: list[str], found: str) -> None:
+    for name in there:
+        path = tmp_path / "models" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    expected = f"expected models at NAME/VERSION/model.onnx under {tmp_path / 'models'}, {found}"
+    with pytest.raises(StartError) as caught:
+        repository(tmp_path, bundled=("digits/1",))
+    assert str(caught.value) == expected
+
+
+def test_an_empty_folder_and_a_file_astray_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert name_of(repository(tmp_path, bundled=("digits/1",))) == "digits/1"
+    assert f"NAME/VERSION/model.onnx under {tmp_path / 'models'}, which is empty" in caplog.text
+    lay(tmp_path / "models", "mine/1")
+    (tmp_path / "models/other").mkdir()
+    (tmp_path / "models/other/model.onnx").touch()
+    assert name_of(repository(tmp_path, bundled=("digits/1",))) == "mine/1"
+    assert f"{tmp_path / 'models/other/model.onnx'} is not served" in caplog.text
+
+
+def test_an_empty_name_is_called_so(tmp_path: Path) -> None:
+    with pytest.raises(UnknownModel, match="expected one of digits/1; got an empty name"):
+        repository(tmp_path, bundled=("digits/1",)).find("")
+
+
 def test_folders_and_manifest_must_agree(tmp_path: Path) -> None:
     lay(tmp_path / "models", "a/1")
     (tmp_path / "models/a/1").rename(tmp_path / "models/a/2")
