@@ -23,6 +23,9 @@ ONEDNN_LEAST = 1 << 20
 FOLD_BELOW = 32
 """Values with a shorter last side are turned and multiplied at once; a batch of small products would be slower."""
 
+BLOCK = 1 << 20
+"""Values of a block in which a matrix's gradient is summed."""
+
 
 def product(a: Tensor, b: Tensor) -> Tensor:
     """a [m, k] @ b [k, n], outside autograd. a had better be contiguous; b is read as it lies."""
@@ -40,9 +43,18 @@ def _from_left(matrix: Tensor, value: Tensor) -> Tensor:
     return product(value.mT.reshape(num * q, k), matrix.T).reshape(num, q, -1).mT
 
 
-def _side_by_side(value: Tensor) -> Tensor:
-    """[P, k, q] -> [P q, k]."""
-    return value.mT.reshape(-1, value.shape[1])
+def _matrix_gradient(d_result: Tensor, value: Tensor) -> Tensor:
+    """The gradient of `matrix` in `matrix @ value`: the sum over P of d_result [P, m, q] @ value.mT [P, q, k], [m, k].
+
+    Block by block, so that what has to be turned for it stays small and in the cache.
+    """
+    num = max(1, BLOCK // (value.shape[1] * value.shape[2]))
+    total: Tensor | None = None
+    for d, v in zip(d_result.split(num), value.split(num), strict=True):
+        part = product(d.transpose(0, 1).reshape(d.shape[1], -1), v.mT.reshape(-1, v.shape[1]))
+        total = part if total is None else total.add_(part)
+    assert total is not None
+    return total
 
 
 class Chain(torch.autograd.Function):
@@ -75,11 +87,11 @@ class Chain(torch.autograd.Function):
             wanted = index > 0 or ctx.needs_input_grad[0]
             if ctx.sides[index] == "right":
                 d_value = d_value.reshape(-1, matrix.shape[1])
-                gradients.append(product(d_value.T.contiguous(), value).T)
+                gradients.append(_matrix_gradient(d_value[..., None], value[..., None]).T)
                 d_value = product(d_value, matrix.T) if wanted else None
             else:
                 d_value = d_value.reshape(value.shape[0], matrix.shape[0], value.shape[2])
-                gradients.append(product(_side_by_side(d_value).T.contiguous(), _side_by_side(value)))
+                gradients.append(_matrix_gradient(d_value, value))
                 d_value = _from_left(matrix.T, d_value) if wanted else None
         d_x = None if d_value is None else d_value.reshape(ctx.x_shape)
         return d_x, None, None, *reversed(gradients)
