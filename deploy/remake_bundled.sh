@@ -26,9 +26,9 @@ python -m ttmodels.evaluate "$best" --data "$work/test" --split "test: held-out 
 python -m ttmodels.evaluate "$best" --data "$work/balls" --split "unseen: balls" --write "$work/balls.json"
 python -m ttmodels.evaluate "$best" --data "$work/letters" --split "unseen: letters" --write "$work/letters.json"
 
-python -m exporters.to_onnx "$best" -o service/bundled/moving_digits/1/model.onnx --name moving_digits --version 1 \
+python -m exporters.to_onnx "$best" -o service/bundled/moving_digits/1/model.onnx \
     --description "Which way one or two things move before a background that stays: MNIST digits in training." \
-    --metrics "$work/test.json" "$work/balls.json" "$work/letters.json"
+    --metrics "$work/test.json" --metrics "$work/balls.json" --metrics "$work/letters.json"
 
 mkdir -p service/bundled/samples
 for motion in down counter_clockwise shrinking; do

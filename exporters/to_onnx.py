@@ -1,8 +1,11 @@
 """Export a checkpoint: `python -m exporters.to_onnx CHECKPOINT [-o model.onnx]`.
 
 Loads the checkpoint, plans the contraction, builds the graph, proves it equal to the model at sizes it never saw,
-attaches the manifest, and only then puts the file in its place. On any failure there is no file and the exit code
-is not 0.
+attaches the manifest, and only then puts the file in its place. On any failure there is no file, and the exit code is
+1 where the file would not be equal to the model, 2 where the input does not fit.
+
+A file called model.onnx inside folders, NAME/VERSION/model.onnx, takes its name and version from them, as the service
+reads them there.
 """
 
 from __future__ import annotations
@@ -14,13 +17,17 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from ttmodels.commandline import command, plain, require
+
+if __name__ == "__main__":  # before the imports that need them
+    require("torch", "safetensors", "onnx", "onnx_ir")
+
 import onnx
 import onnx_ir as ir
 from onnx import checker
-from pydantic import ValidationError
 
 from exporters.graph import OPSET, build
-from exporters.verify import TOLERANCE, verify
+from exporters.verify import TOLERANCE, ParityError, verify
 from service import __version__
 from service.manifest import Architecture, Contraction, DataSet, Manifest, Metrics
 from ttmodels import checkpoint, contraction
@@ -75,7 +82,12 @@ def export(
         exporter_version=__version__,
     )
     graph.metadata_props.update(manifest.to_metadata())
-    _write(path, _serialize(graph))
+    data = _serialize(graph)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(path, data)
+    except OSError as error:
+        raise OSError(f"could not write {path}: {error.strerror}") from error
     return manifest
 
 
@@ -101,7 +113,6 @@ def _serialize(graph: ir.Model) -> bytes:
 
 def _write(path: Path, data: bytes) -> None:
     """All of the file or nothing: an interruption or a full disk leaves what was there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     part = Path(name)
     try:
@@ -135,34 +146,71 @@ def report(manifest: Manifest, path: Path) -> str:
     return "\n".join(lines)
 
 
+def _named_by_folders(path: Path) -> tuple[str, str] | None:
+    """Name and version of NAME/VERSION/model.onnx; None for a bare model.onnx and for a file called otherwise."""
+    parts = Path(os.path.abspath(path)).parts  # noqa: PTH100 - as the service, it does not follow links
+    if path.name != "model.onnx" or len(path.parts) == 1 or len(parts) < 4:
+        return None
+    return parts[-3], parts[-2]
+
+
+def _name_and_version(options: argparse.Namespace) -> tuple[str, str]:
+    folders = _named_by_folders(options.out)
+    if folders is None:
+        return options.name or options.checkpoint.resolve().parent.name, options.version or "1"
+    for option, folder in zip(("name", "version"), folders, strict=True):
+        given = getattr(options, option)
+        if given not in (None, folder):
+            raise ValueError(
+                f"{options.out}: expected --{option} {folder}, as its folders say (NAME/VERSION/model.onnx), "
+                f"got {given}; a file that is not called model.onnx may say anything"
+            )
+    return folders
+
+
+def _read_metrics(path: Path) -> Metrics:
+    try:
+        return Metrics.model_validate_json(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: expected figures by `ttmodels.evaluate --write`: {plain(error)}") from error
+
+
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m exporters.to_onnx", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("checkpoint", type=Path, help="a .safetensors file of ttmodels.train")
     parser.add_argument("-o", "--out", type=Path, default=Path("model.onnx"), help="file to write (model.onnx)")
-    parser.add_argument("--name", help="the model's name; the folder of the checkpoint without it")
-    parser.add_argument("--version", default="1")
-    parser.add_argument("--description", default="")
-    parser.add_argument("--temperature", type=float, default=1.0, help="divides the logits before the softmax")
+    parser.add_argument("--name", help="the model's name (of NAME/VERSION/model.onnx, else the checkpoint's folder)")
+    parser.add_argument("--version", help="the model's version (of NAME/VERSION/model.onnx, else 1)")
+    parser.add_argument("--description", default="", help="what the model tells apart, for its users (nothing)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="divides the logits before the softmax (1)")
     parser.add_argument(
-        "--metrics", type=Path, nargs="*", default=[], help="figures written by `ttmodels.evaluate --write`"
+        "--metrics",
+        type=Path,
+        action="append",
+        default=[],
+        help="figures by `ttmodels.evaluate --write`; may be repeated (none)",
     )
     parser.add_argument("--tolerance", type=float, default=TOLERANCE, help=f"of parity ({TOLERANCE:g})")
     options = parser.parse_args(arguments)
+    if options.out.is_dir():
+        raise ValueError(f"-o: expected a file to write, found a folder at {options.out}")
+    name, version = _name_and_version(options)
+    metrics = [_read_metrics(path) for path in options.metrics]
     try:
-        saved = checkpoint.load(options.checkpoint)
         manifest = export(
-            saved,
+            checkpoint.load(options.checkpoint),
             options.out,
-            name=options.name or options.checkpoint.resolve().parent.name,
-            version=options.version,
+            name=name,
+            version=version,
             description=options.description,
-            metrics=[Metrics.model_validate_json(file.read_text()) for file in options.metrics],
+            metrics=metrics,
             temperature=options.temperature,
             tolerance=options.tolerance,
         )
-    except (ValueError, OSError, ValidationError) as error:
+    except ParityError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(report(manifest, options.out))

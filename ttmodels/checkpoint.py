@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 from dataclasses import dataclass, field
@@ -33,6 +34,8 @@ class Progress:
     epoch: int = 0
     """Epochs done."""
     best_accuracy: float = -1.0
+    best_loss: float = math.inf
+    """On validation, as the accuracy; a lower one is the better of two equal accuracies."""
     best_epoch: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     """One entry an epoch: train_loss, valid_loss, valid_accuracy, seconds."""
@@ -80,7 +83,11 @@ def save(
     progress: Progress,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> None:
-    """Write `path`; with an optimiser, so that training can go on from it. An interruption leaves the old file."""
+    """Write `path`; with an optimiser, so that training can go on from it. An interruption leaves the old file.
+
+    Raises:
+        OSError: a full disk, a folder without rights.
+    """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     if optimizer is not None:
         for index, state in optimizer.state_dict()["state"].items():
@@ -99,6 +106,8 @@ def save(
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, part, header)
         part.chmod(0o644)
         part.replace(path)
+    except SafetensorError as error:
+        raise OSError(f"could not write {path}: {error}") from error
     finally:
         part.unlink(missing_ok=True)
 

@@ -14,6 +14,11 @@ from ttmodels.modes import check_modes
 from ttmodels.tensor_train import TTShape
 
 
+def _option(default: Any, meaning: str) -> Any:
+    """A field that is an option of `ttmodels.train` too, with what --help says of it."""
+    return field(default=default, metadata={"help": meaning})
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """A ClipClassifier: what a clip is, the TT recurrence, the classes.
@@ -27,15 +32,13 @@ class ModelConfig:
     output_modes: tuple[int, ...]
     tt_ranks: tuple[int, ...]
     """d + 1 of them, 1 at both ends."""
-    cell: Literal["rnn", "gru", "lstm"] = "gru"
-    pooling: Literal["last", "mean"] = "last"
-    """A clip's logits: those at its last step, or the mean over its steps."""
-    dropout: float = 0.0
-    """Between the recurrence and the head, in training."""
-    recurrent_dropout: float = 0.0
-    """Share of the hidden units that the hidden product does not see, in training, one choice a clip."""
-    kernel_l2: float = 0.0
-    """Penalty on the squared norm of the input-to-hidden matrix, in training."""
+    cell: Literal["rnn", "gru", "lstm"] = _option("gru", "the recurrence")
+    pooling: Literal["last", "mean"] = _option("last", "a clip's logits: those at its last step, or the steps' mean")
+    dropout: float = _option(0.0, "share of the units dropped between the recurrence and the head, in training")
+    recurrent_dropout: float = _option(
+        0.0, "share of the hidden units that the hidden product does not see, in training, one choice a clip"
+    )
+    kernel_l2: float = _option(0.0, "penalty on the squared norm of the input-to-hidden matrix, in training")
     sampling: Sampling = field(default_factory=Sampling)
     scaling: Scaling = field(default_factory=Scaling)
 
@@ -52,7 +55,7 @@ class ModelConfig:
         for name in ("dropout", "recurrent_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"expected a {name} in [0, 1), got {getattr(self, name)}")
-        if self.kernel_l2 < 0:
+        if not 0 <= self.kernel_l2 < math.inf:
             raise ValueError(f"expected a kernel_l2 of at least 0, got {self.kernel_l2}")
 
     @property
@@ -64,34 +67,40 @@ class ModelConfig:
 class TrainConfig:
     """One training run. Rates are per step of the optimiser, AdamW; the schedule is a warm-up and a cosine to 0."""
 
-    epochs: int = 30
-    batch_size: int = 32
-    learning_rate: float = 3e-3
-    weight_decay: float = 1e-4
-    warmup: float = 0.05
-    """Share of all steps."""
-    clip_norm: float = 1.0
-    """Largest norm of the gradient."""
-    over_time_weight: float = 0.0
-    """Share of the loss that every step of time has, beside the clip's own."""
-    valid_fraction: float = 0.1
-    """Share of the clips, class by class, held back to choose the best epoch. The test set is another folder."""
-    mirror_horizontal: str | None = None
-    """Clips may be mirrored: "a=b,c=d" names the labels that change places by it, "" none; None forbids it."""
-    mirror_vertical: str | None = None
-    gain: float = 0.0
-    """Brightness varies by up to this share."""
-    seed: int = 0
+    epochs: int = _option(30, "times that every clip is seen")
+    batch_size: int = _option(32, "clips a step")
+    learning_rate: float = _option(3e-3, "largest of the schedule")
+    weight_decay: float = _option(1e-4, "of AdamW")
+    warmup: float = _option(0.05, "share of all steps in which the learning rate rises from 0")
+    clip_norm: float = _option(1.0, "largest norm of the gradient; inf for no limit")
+    over_time_weight: float = _option(0.0, "share of the loss that every step of time has, beside the clip's own")
+    valid_fraction: float = _option(0.1, "share of the clips, class by class, held back to choose the best epoch")
+    mirror_horizontal: str | None = _option(
+        None, "mirror training clips left to right: LABEL=LABEL,... change places by it, '' none; not done unasked"
+    )
+    mirror_vertical: str | None = _option(None, "the same, top to bottom")
+    gain: float = _option(0.0, "brightness of training clips varies by up to this share")
+    seed: int = _option(0, "of the split, the first weights, the order and the changes of the clips")
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1:
             raise ValueError(f"expected positive epochs and batch_size, got {self.epochs} and {self.batch_size}")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"expected a positive learning_rate, got {self.learning_rate}")
+        if not self.clip_norm > 0:
+            raise ValueError(f"expected a positive clip_norm (inf for no limit), got {self.clip_norm}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"expected a weight_decay of at least 0, got {self.weight_decay}")
+        if not 0 <= self.warmup <= 1:
+            raise ValueError(f"expected a warmup in [0, 1], a share of all steps, got {self.warmup}")
         if not 0 < self.valid_fraction < 1:
             raise ValueError(f"expected a valid_fraction in (0, 1), got {self.valid_fraction}")
         if not 0 <= self.over_time_weight < 1:
             raise ValueError(f"expected an over_time_weight in [0, 1), got {self.over_time_weight}")
         if not 0 <= self.gain < 1:
             raise ValueError(f"expected a gain in [0, 1), got {self.gain}")
+        if self.seed < 0:
+            raise ValueError(f"expected a seed of at least 0, got {self.seed}")
 
 
 def to_json(config: ModelConfig | TrainConfig) -> str:

@@ -11,6 +11,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from ttmodels.commandline import command, require
+
+if __name__ == "__main__":  # before the imports that need them
+    require("torch", "safetensors")
+
 import numpy as np
 import torch
 from torch import nn
@@ -19,7 +24,7 @@ from tqdm import tqdm
 from service.manifest import Metrics
 from ttmodels import checkpoint
 from ttmodels.classifier import ClipClassifier
-from ttmodels.data.folder import DecodedClips, list_clips
+from ttmodels.data.folder import DecodedClips, list_clips, unreadable_clips
 
 
 @torch.inference_mode()
@@ -30,7 +35,8 @@ def evaluate(model: ClipClassifier, data: DecodedClips, split: str, batch_size: 
     num_classes = len(model.config.labels)
     confusion = np.zeros((num_classes, num_classes), np.int64)
     loss = 0.0
-    for frames, targets in tqdm(data.batches(batch_size), split, -(-len(data) // batch_size), leave=False):
+    num_batches = -(-len(data) // batch_size)
+    for frames, targets in tqdm(data.batches(batch_size), split, num_batches, leave=False, disable=None):
         logits = model(torch.from_numpy(frames).to(device)).logits.cpu()
         loss += float(nn.functional.cross_entropy(logits, torch.from_numpy(targets), reduction="sum"))
         np.add.at(confusion, (targets, logits.argmax(-1).numpy()), 1)
@@ -44,34 +50,42 @@ def evaluate(model: ClipClassifier, data: DecodedClips, split: str, batch_size: 
 
 
 def confusion_table(labels: Sequence[str], confusion: Sequence[Sequence[int]]) -> str:
-    """Rows: true class; columns: predicted class, by the labels' numbers."""
+    """Rows: true class; columns: predicted class, by the labels' numbers. The first line says so."""
     width = max(len(label) for label in labels)
     cell = max(4, *(len(str(n)) + 1 for row in confusion for n in row))
-    lines = [" " * (width + 3) + "".join(f"{i:>{cell}}" for i in range(len(labels)))]
+    lines = [
+        "rows: true class; columns: predicted class, by number",
+        " " * (width + 3) + "".join(f"{i:>{cell}}" for i in range(len(labels))),
+    ]
     for i, (label, row) in enumerate(zip(labels, confusion, strict=True)):
         lines.append(f"{i:>2} {label:<{width}}" + "".join(f"{n or '.':>{cell}}" for n in row))
     return "\n".join(lines)
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m ttmodels.evaluate", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m ttmodels.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("checkpoint", type=Path, help="a .safetensors file of ttmodels.train")
     parser.add_argument("--data", type=Path, required=True, help="folder with one sub-folder per class")
-    parser.add_argument("--split", default="test", help="name of this set of clips in the figures")
-    parser.add_argument("--cache", type=Path, help="folder for decoded clips, kept; a temporary one without it")
+    parser.add_argument("--split", default="test", help="name of this set of clips in the figures (test)")
+    parser.add_argument("--cache", type=Path, help="folder for decoded clips, kept (a temporary one)")
     parser.add_argument("--write", type=Path, help="write the figures as JSON, for `exporters.to_onnx --metrics`")
     options = parser.parse_args(arguments)
-    try:
-        model = checkpoint.load(options.checkpoint).model()
-        clips = list_clips(options.data, model.config.labels)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if options.write and options.write.is_dir():
+        raise ValueError(f"--write: expected a file to write, found a folder at {options.write}")
+    model = checkpoint.load(options.checkpoint).model()
+    clips = list_clips(options.data, model.config.labels)
+    for warning in clips.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     with tempfile.TemporaryDirectory() as scratch:
         data = DecodedClips(clips, model.config.sampling, options.cache or Path(scratch))
+        for line in unreadable_clips(data):
+            print(line, file=sys.stderr)
+        if not len(data):
+            raise ValueError(f"{options.data}: expected videos, found none that could be read")
         loss, metrics = evaluate(model, data, options.split)
-    for path, reason in data.unreadable.items():
-        print(f"could not read {path}: {reason}", file=sys.stderr)
     print(f"{options.split}: accuracy {metrics.accuracy:.4f}, loss {loss:.4f}, {metrics.num_clips} clips")
     print(confusion_table(model.config.labels, metrics.confusion or ()))
     if options.write:

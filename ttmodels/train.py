@@ -1,8 +1,11 @@
 """Train a clip classifier on a folder of videos: `python -m ttmodels.train --data FOLDER --out runs/NAME`.
 
-FOLDER has one sub-folder of videos per class. A share of each class is held back to choose the best epoch; test clips
-belong in another folder and are never seen here. OUT gets best.safetensors, last.safetensors (to resume from) and
-config.json.
+FOLDER has one sub-folder of videos per class. A share of each class is held back for validation; test clips belong in
+another folder and are never seen here. OUT gets best.safetensors, of the epoch with the best validation accuracy, among
+equal ones that with the lowest validation loss; last.safetensors, to resume from; config.json; and the decoded clips.
+
+--resume goes on from OUT/last.safetensors with the configuration in it. Options need not be repeated. Those that are
+may not differ, but for --epochs, which may be raised: the rest of the run then follows the schedule of the new number.
 """
 
 from __future__ import annotations
@@ -11,32 +14,42 @@ import argparse
 import dataclasses
 import json
 import math
-import os
+import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from ttmodels.commandline import command, positive, require
+
+if __name__ == "__main__":  # before the imports that need them
+    require("torch", "safetensors")
 
 import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
 
+from service.cores import usable_cores
 from service.video import Sampling
 from ttmodels import checkpoint
 from ttmodels import config as configs
-from ttmodels.checkpoint import Progress
+from ttmodels.checkpoint import Checkpoint, Progress
 from ttmodels.classifier import ClipClassifier, ClipLogits
 from ttmodels.config import ModelConfig, TrainConfig
 from ttmodels.data.augment import Augmentation, swapped_labels
-from ttmodels.data.folder import DecodedClips, list_clips, split_by_class
+from ttmodels.data.folder import DecodedClips, list_clips, split_by_class, unreadable_clips
 from ttmodels.evaluate import confusion_table, evaluate
 from ttmodels.linear import penalty
-from ttmodels.modes import balanced_modes, frame_modes
+from ttmodels.modes import balanced_modes, check_modes, frame_modes
 from ttmodels.tensor_train import TTShape
 
 Batch = tuple[np.ndarray, np.ndarray]
+
+HIDDEN_SIZE = 64
+RANK = 4
 
 
 def train(
@@ -46,40 +59,46 @@ def train(
     config: TrainConfig,
     *,
     cache: Path,
-    resume: bool = False,
+    saved: Checkpoint | None = None,
     device: str = "cpu",
 ) -> float:
-    """Run to the last epoch; the best validation accuracy.
+    """Run to the last epoch, from where `saved` stopped, else in the place of any run in `out`; the best accuracy.
 
     Raises:
-        ValueError: a folder that does not fit, or a run to resume that had another configuration.
+        ValueError: a folder that does not fit, or a checkpoint that was not made to resume from.
     """
     clips = list_clips(data, model_config.labels)
+    for warning in clips.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     augment = Augmentation(
         swapped_labels(clips.labels, config.mirror_horizontal),
         swapped_labels(clips.labels, config.mirror_vertical),
         config.gain,
     )
     train_clips, valid_clips = split_by_class(clips, config.valid_fraction, config.seed)
-    train_data = DecodedClips(train_clips, model_config.sampling, cache)
-    valid_data = DecodedClips(valid_clips, model_config.sampling, cache)
-    for path, reason in (train_data.unreadable | valid_data.unreadable).items():
-        print(f"could not read {path}: {reason}", file=sys.stderr)
 
     torch.manual_seed(config.seed)
     model = ClipClassifier(model_config).to(device)
-    progress = Progress(data_set=data.name, num_clips={"train": len(train_data), "valid": len(valid_data)})
     optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
-    if resume:
-        saved = checkpoint.load(out / "last.safetensors")
-        if (saved.model_config, saved.train_config) != (model_config, config):
-            raise ValueError(f"{out}: the run to resume was started with another configuration, see its config.json")
+    progress = Progress(data_set=data.name)
+    if saved is not None:
         model.load_state_dict(saved.model().state_dict())
         saved.restore_optimizer(optimizer)
         progress = saved.progress
     out.mkdir(parents=True, exist_ok=True)
+
+    train_data = DecodedClips(train_clips, model_config.sampling, cache)
+    valid_data = DecodedClips(valid_clips, model_config.sampling, cache)
+    for line in unreadable_clips(train_data, valid_data):
+        print(line, file=sys.stderr)
+    if not (len(train_data) and len(valid_data)):
+        raise ValueError(f"{data}: {len(train_data)} clips to train on and {len(valid_data)} to choose by can be read")
+    progress.num_clips = {"train": len(train_data), "valid": len(valid_data)}
+    if saved is None:
+        for path in (out / "best.safetensors", out / "last.safetensors"):
+            path.unlink(missing_ok=True)  # of a run that this one takes the place of
     (out / "config.json").write_text(_both_as_json(model_config, config))
-    print(_summary(model, train_data, valid_data))
+    print(_summary(model, train_data, valid_data), flush=True)
 
     steps_per_epoch = -(-len(train_data) // config.batch_size)
     num_steps = config.epochs * steps_per_epoch
@@ -90,7 +109,8 @@ def train(
         varied = (augment(*batch, chance) for batch in train_data.batches(config.batch_size, rng))
         model.train()
         train_loss = 0.0
-        bar = tqdm(_read_ahead(varied), f"epoch {epoch + 1}/{config.epochs}", steps_per_epoch, unit="batch")
+        title = f"epoch {epoch + 1}/{config.epochs}"
+        bar = tqdm(_read_ahead(varied), title, steps_per_epoch, unit="batch", disable=None)
         for step, batch in enumerate(bar, epoch * steps_per_epoch):
             frames, targets = (torch.from_numpy(part).to(device) for part in batch)
             for group in optimizer.param_groups:
@@ -114,9 +134,9 @@ def train(
             }
         )
         print(f"epoch {epoch + 1}: train loss {train_loss:.4f}, valid loss {valid_loss:.4f}, "
-              f"valid accuracy {valid.accuracy:.4f}")  # fmt: skip
-        if valid.accuracy > progress.best_accuracy:
-            progress.best_accuracy, progress.best_epoch = valid.accuracy, epoch + 1
+              f"valid accuracy {valid.accuracy:.4f}", flush=True)  # fmt: skip
+        if (valid.accuracy, -valid_loss) > (progress.best_accuracy, -progress.best_loss):
+            progress.best_accuracy, progress.best_loss, progress.best_epoch = valid.accuracy, valid_loss, epoch + 1
             checkpoint.save(out / "best.safetensors", model, config, progress)
         checkpoint.save(out / "last.safetensors", model, config, progress, optimizer)
 
@@ -179,6 +199,66 @@ def _summary(model: ClipClassifier, train_data: DecodedClips, valid_data: Decode
     return "\n".join(lines)
 
 
+def _new_run(labels: tuple[str, ...], given: dict[str, Any]) -> tuple[ModelConfig, TrainConfig]:
+    """The configurations that the options given ask for."""
+    sampling = Sampling(**_named(Sampling.model_fields, given))
+    input_modes = tuple(given.get("input_modes") or frame_modes(sampling.height, sampling.width))
+    output_modes = tuple(
+        given.get("output_modes") or reversed(balanced_modes(given.get("hidden", HIDDEN_SIZE), len(input_modes)))
+    )
+    check_modes(output_modes, given.get("hidden", math.prod(output_modes)), "output_modes for the hidden size")
+    model_config = ModelConfig(
+        labels=labels,
+        input_modes=input_modes,
+        output_modes=output_modes,
+        tt_ranks=TTShape.make(input_modes, output_modes, given.get("rank", RANK)).tt_ranks,
+        sampling=sampling,
+        **_named(_options(ModelConfig), given),
+    )
+    return model_config, TrainConfig(**_named(_options(TrainConfig), given))
+
+
+def _resumed_run(saved: Checkpoint, given: dict[str, Any]) -> tuple[ModelConfig, TrainConfig]:
+    """The configurations of the run to resume.
+
+    Raises:
+        ValueError: an option given beside --resume that differs; each is named, with both values.
+    """
+    model, config = saved.model_config, saved.train_config
+    rank = given.get("rank", RANK)
+    if TTShape.make(model.input_modes, model.output_modes, rank).tt_ranks != model.tt_ranks:
+        rank = max(model.tt_ranks)
+    has = {
+        **{name: getattr(model, name) for name in ("input_modes", "output_modes", *_options(ModelConfig))},
+        **{name: getattr(model.sampling, name) for name in ("num_frames", "width", "height")},
+        **dataclasses.asdict(config),
+        "hidden": model.hidden_size,
+        "rank": rank,
+    }
+    more = {"epochs": given["epochs"]} if given.get("epochs", 0) > config.epochs else {}
+    has |= more
+    if differ := [name for name, value in _named(has, given).items() if value != has[name]]:
+        asked, kept = (", ".join(_spelled(name, values[name]) for name in differ) for values in (given, has))
+        raise ValueError(f"the run to resume has {kept}; got {asked}. Only --epochs may change, to more of them")
+    return model, dataclasses.replace(config, **more)
+
+
+def _named(names: Iterable[str], given: dict[str, Any]) -> dict[str, Any]:
+    return {name: given[name] for name in names if name in given}
+
+
+def _options(config: type) -> dict[str, dataclasses.Field[Any]]:
+    """The fields of a configuration that are options of this command."""
+    return {f.name: f for f in dataclasses.fields(config) if "help" in f.metadata}
+
+
+def _spelled(name: str, value: Any) -> str:
+    option = f"--{name.replace('_', '-')}"
+    if value is None:
+        return f"no {option}"
+    return f"{option} {' '.join(map(str, value)) if isinstance(value, tuple) else shlex.quote(str(value))}"
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m ttmodels.train",
@@ -187,59 +267,78 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--data", type=Path, required=True, help="folder with one sub-folder of videos per class")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--resume", action="store_true", help="go on from OUT/last.safetensors")
-    parser.add_argument("--cache", type=Path, help="folder for decoded clips; OUT/cache without it")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1; CUDA where there is one without it")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of torch")
+    begun = parser.add_mutually_exclusive_group()
+    begun.add_argument("--resume", action="store_true", help="go on from OUT/last.safetensors")
+    begun.add_argument("--overwrite", action="store_true", help="start anew where OUT holds a run already")
+    parser.add_argument("--cache", type=Path, help="folder for decoded clips (OUT/cache)")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (cuda where there is one, else cpu)")
+    parser.add_argument("--threads", type=positive, default=usable_cores(), help="of torch (usable cores)")
+
+    def add(group: argparse._ArgumentGroup, name: str, default: object, meaning: str, **more: Any) -> None:
+        """An option that is left out is not in the namespace, so that --resume can tell what was given."""
+        shown = meaning if default is None else f"{meaning} ({default})"
+        how: dict[str, Any] = {"type": type(default), "default": argparse.SUPPRESS, "help": shown} | more
+        group.add_argument(f"--{name.replace('_', '-')}", **how)
 
     model = parser.add_argument_group("model")
-    model.add_argument("--cell", choices=["rnn", "gru", "lstm"], default="gru")
-    model.add_argument("--num-frames", type=int, default=16)
-    model.add_argument("--width", type=int, default=160)
-    model.add_argument("--height", type=int, default=120)
-    model.add_argument("--hidden", type=int, default=64)
-    model.add_argument("--rank", type=int, default=4, help="inner TT-rank")
-    model.add_argument("--input-modes", type=int, nargs="+", help="of a frame; two for the lines, two for the columns")
-    model.add_argument("--output-modes", type=int, nargs="+", help="of the hidden size; balanced without it")
-    model.add_argument("--pooling", choices=["last", "mean"], default="last")
-    model.add_argument("--dropout", type=float, default=0.0, help="before the head")
-    model.add_argument("--recurrent-dropout", type=float, default=0.0, help="one choice of hidden units a clip")
-    model.add_argument("--kernel-l2", type=float, default=0.0, help="penalty on the input-to-hidden matrix")
-
+    sampling = Sampling()
+    add(model, "num_frames", sampling.num_frames, "frames taken of a clip")
+    add(model, "width", sampling.width, "of these frames, in pixels")
+    add(model, "height", sampling.height, "of these frames, in pixels")
+    add(model, "hidden", HIDDEN_SIZE, "units of the recurrence")
+    add(model, "rank", RANK, "inner TT-rank")
+    modes = {"type": int, "nargs": "+"}
+    add(model, "input_modes", "two for the lines, two for the columns", "factors of HEIGHT * WIDTH * 3", **modes)
+    add(model, "output_modes", "balanced", "factors of the hidden size", **modes)
     run = parser.add_argument_group("run")
-    for f in dataclasses.fields(TrainConfig):
-        kind = str if f.default is None else type(f.default)
-        run.add_argument(f"--{f.name.replace('_', '-')}", type=kind, default=f.default)
+    for group, config in ((model, ModelConfig), (run, TrainConfig)):
+        hints = get_type_hints(config)
+        for name, f in _options(config).items():
+            kind = str if f.default is None else type(f.default)
+            choices = get_args(hints[name]) if isinstance(f.default, str) else None
+            add(group, name, f.default, f.metadata["help"], type=kind, choices=choices)
     return parser
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
+    given = {name: tuple(v) if isinstance(v, list) else v for name, v in vars(options).items()}
+    best, last = options.out / "best.safetensors", options.out / "last.safetensors"
     torch.set_num_threads(options.threads)
+    device = _device(options.device)
+    if options.resume:
+        saved = checkpoint.load(last)
+        model_config, config = _resumed_run(saved, given)
+        if saved.progress.epoch >= config.epochs:
+            done = saved.progress
+            print(f"nothing left to do: all {config.epochs} epochs are done (more with --epochs); "
+                  f"best epoch {done.best_epoch}: valid accuracy {done.best_accuracy:.4f}; {best}")  # fmt: skip
+            return 0
+    else:
+        saved = None
+        if not options.overwrite and (best.exists() or last.exists()):
+            raise ValueError(f"{options.out} holds a run already: go on with --resume, or start anew with --overwrite")
+        model_config, config = _new_run(list_clips(options.data).labels, given)
     try:
-        sampling = Sampling(num_frames=options.num_frames, height=options.height, width=options.width)
-        input_modes = tuple(options.input_modes or frame_modes(sampling.height, sampling.width))
-        output_modes = tuple(options.output_modes or reversed(balanced_modes(options.hidden, len(input_modes))))
-        model_config = ModelConfig(
-            labels=list_clips(options.data).labels,
-            input_modes=input_modes,
-            output_modes=output_modes,
-            tt_ranks=TTShape.make(input_modes, output_modes, options.rank).tt_ranks,
-            cell=options.cell,
-            pooling=options.pooling,
-            dropout=options.dropout,
-            recurrent_dropout=options.recurrent_dropout,
-            kernel_l2=options.kernel_l2,
-            sampling=sampling,
-        )
-        config = TrainConfig(**{f.name: getattr(options, f.name) for f in dataclasses.fields(TrainConfig)})
         cache = options.cache or options.out / "cache"
-        device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        train(options.data, options.out, model_config, config, cache=cache, resume=options.resume, device=device)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        train(options.data, options.out, model_config, config, cache=cache, saved=saved, device=device)
+    except KeyboardInterrupt:
+        if last.exists():
+            hint = "--resume goes on after the last whole epoch"
+        else:
+            hint = "no epoch was done, the same command starts again; clips decoded so far are kept"
+        raise KeyboardInterrupt(hint) from None
     return 0
+
+
+def _device(name: str | None) -> str:
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from error
+    return name
 
 
 if __name__ == "__main__":

@@ -154,19 +154,94 @@ def test_the_command_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         assert part in printed
 
 
-@pytest.mark.parametrize("more", [["--name", "a/b"], ["--temperature", "0"]])
-def test_what_the_manifest_does_not_allow_is_refused(
-    more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--name", "a/é"], "name: String should match pattern"),
+        (["--temperature", "0"], "temperature: Input should be greater than 0, got 0.0"),
+        (["--metrics", "notes.txt"], "notes.txt: expected figures by `ttmodels.evaluate --write`: "),
+        (["--metrics", "none.json"], "none.json: No such file or directory"),
+        (["-o", "folder"], "-o: expected a file to write, found a folder at folder"),
+        (["-o", "/proc/x/m.onnx"], "could not write /proc/x/m.onnx: No such file or directory"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(
+    more: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "a.safetensors", tiny_config())
+    Path("notes.txt").write_text("hello")
+    Path("folder").mkdir()
+    assert to_onnx.main(["a.safetensors", "-o", "m.onnx", *more]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"error: {message}")
+    assert printed.count("\n") == 1
+    assert "pydantic" not in printed
+    assert not (tmp_path / "m.onnx").exists()
+
+
+def test_a_folder_without_rights_is_named_not_a_temporary_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save(tmp_path / "a.safetensors", tiny_config())
-    assert to_onnx.main([str(tmp_path / "a.safetensors"), "-o", str(tmp_path / "m.onnx"), *more]) == 1
-    assert capsys.readouterr().err.startswith("error: ")
-    assert not (tmp_path / "m.onnx").exists()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(tmp_path / ".m.onnx.x7d2"))
+
+    monkeypatch.setattr(to_onnx.tempfile, "mkstemp", refuse)
+    assert to_onnx.main([str(tmp_path / "a.safetensors"), "-o", str(tmp_path / "m.onnx")]) == 2
+    assert capsys.readouterr().err == f"error: could not write {tmp_path / 'm.onnx'}: Permission denied\n"
+
+
+@pytest.mark.parametrize(
+    ("out", "more", "says"),
+    [
+        ("models/mine/2/model.onnx", [], ("mine", "2")),
+        ("models/mine/2/model.onnx", ["--name", "mine", "--version", "2"], ("mine", "2")),
+        ("models/mine/2/../3/model.onnx", [], ("mine", "3")),
+        ("model.onnx", [], ("run", "1")),
+        ("models/mine/2/other.onnx", ["--version", "7"], ("run", "7")),
+    ],
+)
+def test_name_and_version_are_those_of_the_folders(
+    out: str, more: list[str], says: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The service refuses a file that says otherwise."""
+    monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()
+    save(tmp_path / "run" / "best.safetensors", tiny_config())
+    assert to_onnx.main(["run/best.safetensors", "-o", out, *more]) == 0
+    manifest = Manifest.from_metadata(_metadata(Path(out)))
+    assert (manifest.name, manifest.version) == says
+
+
+def test_a_name_that_contradicts_the_folders_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(tmp_path / "a.safetensors", tiny_config())
+    out = tmp_path / "models" / "mine" / "2" / "model.onnx"
+    for option, given, folder in (("--name", "yours", "mine"), ("--version", "1", "2")):
+        assert to_onnx.main([str(tmp_path / "a.safetensors"), "-o", str(out), option, given]) == 2
+        assert f"expected {option} {folder}, as its folders say" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_metrics_may_stand_before_the_checkpoint_and_be_repeated(tmp_path: Path) -> None:
+    save(tmp_path / "a.safetensors", tiny_config())
+    arguments = ["-o", str(tmp_path / "m.onnx")]
+    for split in ("test", "unseen"):
+        (tmp_path / f"{split}.json").write_text(Metrics(split=split, num_clips=4, accuracy=0.5).model_dump_json())
+        arguments += ["--metrics", str(tmp_path / f"{split}.json")]
+    assert to_onnx.main([*arguments, str(tmp_path / "a.safetensors")]) == 0
+    manifest = Manifest.from_metadata(_metadata(tmp_path / "m.onnx"))
+    assert [figures.split for figures in manifest.metrics] == ["test", "unseen"]
 
 
 def test_a_foreign_checkpoint_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.safetensors").write_bytes(b"no")
-    assert to_onnx.main([str(tmp_path / "a.safetensors"), "-o", str(tmp_path / "m.onnx")]) == 1
+    assert to_onnx.main([str(tmp_path / "a.safetensors"), "-o", str(tmp_path / "m.onnx")]) == 2
     assert "expected a safetensors file" in capsys.readouterr().err
 
 

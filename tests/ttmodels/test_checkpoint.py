@@ -1,7 +1,9 @@
+import math
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from tests.made import tiny_config
@@ -58,6 +60,24 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: p
         checkpoint.save(path, model, TrainConfig(), Progress())
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_an_error_of_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise SafetensorError("Error while serializing: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoint, "save_file", fail)
+    with pytest.raises(OSError, match=r"could not write .*a.safetensors: .*No space left"):
+        checkpoint.save(tmp_path / "a.safetensors", ClipClassifier(tiny_config()), TrainConfig(), Progress())
+
+
+def test_an_older_file_without_the_best_loss_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.safetensors"
+    older = Progress(epoch=2, best_accuracy=0.5)
+    with monkeypatch.context() as patch:
+        patch.delitem(older.__dict__, "best_loss")
+        checkpoint.save(path, ClipClassifier(tiny_config()), TrainConfig(), older)
+    assert checkpoint.load(path).progress == Progress(epoch=2, best_accuracy=0.5, best_loss=math.inf)
 
 
 def test_foreign_broken_and_newer_files_are_told_apart(tmp_path: Path) -> None:

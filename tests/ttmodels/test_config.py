@@ -39,7 +39,20 @@ def test_a_model_that_does_not_fit_is_refused(changes: dict[str, object], messag
         tiny_config(**changes)
 
 
-@pytest.mark.parametrize("changes", [{"epochs": 0}, {"valid_fraction": 1.0}, {"over_time_weight": 1.0}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"epochs": 0},
+        {"valid_fraction": 1.0},
+        {"over_time_weight": 1.0},
+        {"learning_rate": 0.0},
+        {"learning_rate": float("nan")},
+        {"weight_decay": -1.0},
+        {"warmup": 5.0},
+        {"clip_norm": 0.0},
+        {"seed": -1},
+    ],
+)
 def test_a_run_that_does_not_fit_is_refused(changes: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="expected"):
         TrainConfig(**changes)  # type: ignore[arg-type]

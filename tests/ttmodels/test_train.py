@@ -1,14 +1,20 @@
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from service.manifest import Metrics
 from tests.made import write_folder
 from ttmodels import checkpoint
 from ttmodels import evaluate as evaluation
+from ttmodels import train as training
 from ttmodels.classifier import ClipLogits
-from ttmodels.train import clip_loss, main, schedule
+from ttmodels.config import TrainConfig
+from ttmodels.train import _parser, clip_loss, main, schedule
 
 SIZE = ["--num-frames", "6", "--width", "16", "--height", "12", "--hidden", "16", "--rank", "3"]
 
@@ -21,6 +27,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(folder: Path, out: Path, *more: str) -> int:
     cache = out.parent / "cache"
     return main(["--data", str(folder), "--out", str(out), "--cache", str(cache), "--batch-size", "8", *SIZE, *more])
+
+
+def bare(folder: Path, out: Path, *more: str) -> int:
+    """Without a word on the model."""
+    return main(["--data", str(folder), "--out", str(out), "--cache", str(out.parent / "cache"), *more])
 
 
 def test_it_learns_and_is_evaluated(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -44,35 +55,199 @@ def test_it_learns_and_is_evaluated(folder: Path, tmp_path: Path, capsys: pytest
     assert figures["accuracy"] >= 0.9
 
 
-def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    more = ["--epochs", "4", "--dropout", "0.3"]
-    assert run(folder, tmp_path / "whole", *more) == 0
+def interrupt_after(epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C once so many epochs are in `last`; before the first batch for 0."""
     real_save = checkpoint.save
 
-    def stop_after_two(path: Path, *arguments: object) -> None:
+    def save(path: Path, *arguments: object) -> None:
         real_save(path, *arguments)  # type: ignore[arg-type]
-        if path.name == "last.safetensors" and checkpoint.load(path).progress.epoch == 2:
+        if path.name == "last.safetensors" and checkpoint.load(path).progress.epoch == epochs:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "save", stop_after_two)
-    with pytest.raises(KeyboardInterrupt):
-        run(folder, tmp_path / "parts", *more)
-    monkeypatch.undo()
-    assert run(folder, tmp_path / "parts", *more, "--resume") == 0
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if epochs:
+        monkeypatch.setattr(checkpoint, "save", save)
+    else:
+        monkeypatch.setattr(training, "clip_loss", interrupt)
+
+
+def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And takes its configuration from the run, not from the command."""
+    more = ["--epochs", "4", "--dropout", "0.3"]
+    assert run(folder, tmp_path / "whole", *more) == 0
+    with monkeypatch.context() as patch:
+        interrupt_after(2, patch)
+        assert run(folder, tmp_path / "parts", *more) == 130
+    assert "interrupted; --resume goes on after the last whole epoch" in capsys.readouterr().err
+    assert bare(folder, tmp_path / "parts", "--resume") == 0
     whole, parts = (checkpoint.load(tmp_path / name / "last.safetensors") for name in ("whole", "parts"))
     assert whole.tensors.keys() == parts.tensors.keys()
     assert all(torch.equal(whole.tensors[name], parts.tensors[name]) for name in whole.tensors)
 
 
-def test_another_configuration_is_not_resumed(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interruption_before_the_first_epoch_says_that_nothing_can_be_resumed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupt_after(0, monkeypatch)
+    assert run(folder, tmp_path / "run", "--epochs", "1") == 130
+    assert "no epoch was done, the same command starts again" in capsys.readouterr().err
+    monkeypatch.undo()
     assert run(folder, tmp_path / "run", "--epochs", "1") == 0
-    assert run(folder, tmp_path / "run", "--epochs", "2", "--resume") == 2
-    assert "was started with another configuration" in capsys.readouterr().err
 
 
-def test_a_wrong_folder_or_mode_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_more_epochs_may_be_asked_of_a_finished_run(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The rest then follows the schedule of the new number, and the run's configuration is the new one."""
+    assert run(folder, tmp_path / "run", "--epochs", "1") == 0
+    capsys.readouterr()
+    assert bare(folder, tmp_path / "run", "--resume") == 0
+    assert "nothing left to do: all 1 epochs are done" in capsys.readouterr().out
+    seen: list[float] = []
+    monkeypatch.setattr(training, "schedule", lambda done, warmup: seen.append(done) or schedule(done, warmup))
+    assert bare(folder, tmp_path / "run", "--resume", "--epochs", "2") == 0
+    assert (min(seen), max(seen)) == (0.5, pytest.approx(1 - 0.5 / len(seen)))
+    last = checkpoint.load(tmp_path / "run" / "last.safetensors")
+    assert (last.train_config.epochs, last.progress.epoch, len(last.progress.history)) == (2, 2, 2)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["train"]["epochs"] == 2
+
+
+def test_options_that_differ_from_the_run_to_resume_are_named(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(folder, tmp_path / "run", "--epochs", "2", "--rank", "1000") == 0
+    capsys.readouterr()
+    monkeypatch.setattr(training, "DecodedClips", None)  # all of this comes before decoding
+    other = ["--hidden", "8", "--input-modes", "12", "48", "--mirror-vertical", "", "--epochs", "1"]
+    assert bare(folder, tmp_path / "run", "--resume", *other) == 2
+    assert capsys.readouterr().err == (
+        "error: the run to resume has --input-modes 3 4 4 12, --epochs 2, no --mirror-vertical, --hidden 16; "
+        "got --input-modes 12 48, --epochs 1, --mirror-vertical '', --hidden 8. "
+        "Only --epochs may change, to more of them\n"
+    )
+    assert run(folder, tmp_path / "run", "--epochs", "2", "--rank", "1000", "--resume") == 0
+    assert bare(folder, tmp_path / "new", "--resume") == 2
+    assert "found nothing at" in capsys.readouterr().err
+
+
+def test_a_run_is_not_overwritten_unasked(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    assert run(folder, out, "--epochs", "1") == 0
+    before = (out / "best.safetensors").read_bytes()
+    assert run(folder, out, "--epochs", "1", "--seed", "1") == 2
+    assert "holds a run already: go on with --resume, or start anew with --overwrite" in capsys.readouterr().err
+    assert run(folder, out, "--epochs", "1", "--overwrite", "--mirror-vertical", "left=up") == 2
+    assert (out / "best.safetensors").read_bytes() == before
+    assert run(folder, out, "--epochs", "1", "--seed", "1", "--overwrite") == 0
+    assert (out / "best.safetensors").read_bytes() != before
+
+
+def test_of_equally_accurate_epochs_the_one_with_the_lower_loss_is_the_best(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = iter([(0.9, 0.5), (0.7, 0.5), (0.8, 0.5), (0.1, 0.25), (0.7, 0.5)])  # the last is that of the best again
+
+    def evaluate(*_: object) -> tuple[float, Metrics]:
+        loss, accuracy = next(figures)
+        return loss, Metrics(split="valid", num_clips=4, accuracy=accuracy, confusion=((1, 1), (1, 1)))
+
+    monkeypatch.setattr(training, "evaluate", evaluate)
+    assert run(folder, tmp_path / "run", "--epochs", "4") == 0
+    progress = checkpoint.load(tmp_path / "run" / "last.safetensors").progress
+    assert (progress.best_epoch, progress.best_accuracy, progress.best_loss) == (2, 0.5, 0.7)
+    assert checkpoint.load(tmp_path / "run" / "best.safetensors").progress.epoch == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--learning-rate", "-1"], "expected a positive learning_rate, got -1.0"),
+        (["--num-frames", "0"], "num_frames: Input should be greater than or equal to 1, got 0"),
+        (["--device", "abacus"], "--device abacus: "),
+        (["--hidden", "8", "--output-modes", "2", "2", "2", "2"], "output_modes for the hidden size (2, 2, 2, 2)"),
+        (["--mirror-horizontal", "left=up"], "expected pairs LABEL=LABEL"),
+    ],
+)
+def test_what_does_not_fit_is_one_line_before_decoding(
+    more: list[str],
+    message: str,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(training, "DecodedClips", None)
+    assert run(folder, tmp_path / "run", *more) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"error: {message}")
+    assert printed.count("\n") == 1
+    assert "pydantic" not in printed
+
+
+def test_threads_are_a_positive_number(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run(folder, tmp_path / "run", "--threads", "0")
+    assert "argument --threads: expected a whole number of at least 1, got 0" in capsys.readouterr().err
+
+
+def test_a_folder_of_broken_clips_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for label in ("a", "b"):
+        (tmp_path / "clips" / label).mkdir(parents=True)
+        for i in range(2):
+            (tmp_path / "clips" / label / f"{i}.mp4").write_bytes(b"no")
+    assert run(tmp_path / "clips", tmp_path / "run") == 2
+    printed = capsys.readouterr().err
+    assert "left out 4 of 4 clips that could not be read" in printed
+    assert "0 clips to train on and 0 to choose by can be read" in printed
+
+
+def test_help_explains_every_option_with_its_default() -> None:
+    """One text says what an option is: the configuration's own."""
+    for action in _parser()._actions:
+        assert action.help, action.option_strings
+        default = getattr(TrainConfig(), action.dest, None)
+        if default is not None:
+            assert action.help.endswith(f"({default})")
+    shown = " ".join(_parser().format_help().split())
+    assert "share of all steps in which the learning rate rises from 0 (0.05)" in shown
+    assert "among equal ones that with the lowest validation loss" in shown
+    assert "LABEL=LABEL" in shown
+
+
+def test_a_missing_torch_says_what_to_install(tmp_path: Path) -> None:
+    for module, names in (("ttmodels.train", "torch"), ("ttmodels.evaluate", "torch"), ("exporters.to_onnx", "onnx")):
+        script = f"import sys, runpy; sys.modules['{names}'] = None; runpy.run_module('{module}', run_name='__main__')"
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+        assert done.returncode == 2
+        assert done.stderr == (
+            f"error: needs {names}: in a clone of ttvideo, pip install -c deploy/constraints.txt '.[train]'\n"
+        )
+
+
+def test_evaluation_says_what_it_did_not_see(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(folder, tmp_path / "run", "--epochs", "1") == 0
+    (tmp_path / "some" / "left").mkdir(parents=True)
+    shutil.copy(folder / "left" / "0.mp4", tmp_path / "some" / "left")
+    (tmp_path / "some" / "left" / "notes.txt").write_text("hello")
+    (tmp_path / "some" / "left" / "broken.mp4").write_text("no")
+    capsys.readouterr()
+    best = str(tmp_path / "run" / "best.safetensors")
+    assert evaluation.main([best, "--data", str(tmp_path / "some")]) == 0
+    printed = capsys.readouterr()
+    assert "warning: no clips of right" in printed.err
+    assert "left out 1 files by their suffix (.txt)" in printed.err
+    assert "left out 1 of 2 clips that could not be read" in printed.err
+    assert "rows: true class; columns: predicted class" in printed.out
+    assert "it/s" not in printed.err  # a bar is for a terminal
+    assert evaluation.main([best, "--data", str(folder), "--write", str(tmp_path)]) == 2
+    assert "--write: expected a file to write, found a folder" in capsys.readouterr().err
+
+
+def test_a_wrong_folder_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--data", str(tmp_path / "none"), "--out", str(tmp_path / "run")]) == 2
     assert capsys.readouterr().err.startswith("error: expected a folder with one sub-folder per class")
 

