@@ -6,18 +6,23 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from service import __version__
 
 if TYPE_CHECKING:
     from service.settings import Settings
 
 START_FAILED = 2
+NOBODY_READS = 141
+"""128 + SIGPIPE, as a shell has it."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code: 0 done, 1 a file could not be classified, 2 the start failed."""
+    """Returns the exit code: 0 done, 1 a file could not be classified, 2 the start failed, 141 nobody reads on."""
     arguments = _parser().parse_args(argv)
     from service.errors import StartError  # imported late: --help answers at once
 
@@ -53,23 +58,45 @@ def main(argv: list[str] | None = None) -> int:
     except StartError as error:
         print(f"ttvideo: {error}", file=sys.stderr)
         return START_FAILED
+    except BrokenPipeError:
+        # Python would complain once more while it flushes what is left.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return NOBODY_READS
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m service",
-        description="Serve video classifiers over HTTP. Every option has its TTVIDEO_ environment variable.",
+        description="Serve video classifiers over HTTP. Every option has its TTVIDEO_ environment variable, as "
+        "TTVIDEO_MAX_QUEUE for --max-queue.",
     )
+    parser.add_argument("--version", action="version", version=f"ttvideo {__version__}")
     _add_model_options(parser)
     parser.add_argument("--host", help="address to listen on (127.0.0.1)")
     parser.add_argument("--port", type=int, help="port to listen on; 0 takes a free one (8000)")
     parser.add_argument("--max-queue", type=int, help="clips under way; one more is answered 503 (64)")
-    parser.add_argument("--deadline-s", type=float, help="seconds from upload to answer (30)")
+    parser.add_argument(
+        "--max-queue-delay-ms", type=float, help="how long the first clip of a batch waits for company (0)"
+    )
+    parser.add_argument("--max-upload-bytes", type=int, help="largest video; a larger one is answered 413 (268435456)")
+    parser.add_argument(
+        "--upload-timeout-s", type=float, help="longest wait for the next piece of an upload; then it is 408 (10)"
+    )
+    parser.add_argument("--deadline-s", type=float, help="seconds from the end of the upload to the answer (30)")
     parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"])
     commands = parser.add_subparsers(dest="command", metavar="classify")
-    classify = commands.add_parser("classify", help="classify files without a server")
-    classify.add_argument("files", nargs="+", metavar="FILE")
-    classify.add_argument("--json", action="store_true", help="one JSON object a line and file, as the server answers")
+    classify = commands.add_parser(
+        "classify",
+        help="classify files without a server",
+        description="Classify files without a server. Exit code: 0, 1 where any file failed, 2 where the start did.",
+    )
+    classify.add_argument("files", nargs="+", metavar="FILE", help="a video; - is the standard input")
+    classify.add_argument(
+        "--json",
+        action="store_true",
+        help='one JSON object a line and file: {"file": FILE, "classification": what the server answers} or '
+        '{"file": FILE, "error": {"type", "title", "status", "detail", "code"}}',
+    )
     classify.add_argument("--top-k", type=int, help="labels to show")
     classify.add_argument("--model", help="a model's name")
     classify.add_argument("--version", help="a model's version")
@@ -80,8 +107,16 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_model_options(parser: argparse.ArgumentParser, **default: Any) -> None:
     parser.add_argument("--models", type=Path, help="folder of models, NAME/VERSION/model.onnx", **default)
-    parser.add_argument("--default-model", help="NAME or NAME/VERSION that answers unasked", **default)
+    parser.add_argument(
+        "--default-model",
+        help="NAME or NAME/VERSION that answers unasked (the model of --models where that holds one name, else the "
+        "bundled one; the latest version)",
+        **default,
+    )
     parser.add_argument("--decode-workers", type=int, help="decoder processes (usable cores)", **default)
+    parser.add_argument("--spool-dir", type=Path, help="where uploads wait (the temporary folder)", **default)
+    parser.add_argument("--max-batch", type=int, help="most clips in one run of a model (16)", **default)
+    parser.add_argument("--device-id", type=int, help="which CUDA device (0)", **default)
     parser.add_argument("--provider", choices=["auto", "cpu", "cuda"], help="where models run (auto)", **default)
     parser.add_argument(
         "--require-cuda",

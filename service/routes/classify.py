@@ -31,6 +31,8 @@ from service.schemas import Classification
 
 router = APIRouter()
 
+ALTERED = f"curl -d alters what it sends: use -F {FIELD}=@FILE or --data-binary @FILE"
+
 _BINARY = {"type": "string", "format": "binary"}
 _BODY = {
     "requestBody": {
@@ -92,7 +94,13 @@ async def classify(
                 upload_s=upload.receive_s,
                 upload_bytes=upload.num_bytes,
             )
-            answer = await _unless_gone(request, work)
+            try:
+                answer = await _unless_gone(request, work)
+            except (NotAVideo, UndecodableVideo) as error:
+                # What such a client sends without altering it is a video like any other, so it is told only now.
+                if request.headers.get("content-type") == "application/x-www-form-urlencoded":
+                    raise type(error)(f"{error.detail}; {ALTERED}") from error
+                raise
     return Response(answer.model_dump_json(), media_type="application/json")
 
 

@@ -22,10 +22,32 @@ from av.video.stream import VideoStream
 from service.errors import NotAVideo, NoVideoStream, StartError, UndecodableVideo
 from service.video.sampling import Sampling
 
-CONTAINERS = (
-    "mov mp4 m4a 3gp 3g2 mj2 matroska webm avi mpeg mpegts mpegvideo m4v flv gif ogg asf yuv4mpegpipe h264 hevc ivf obu"
-).split()
-"""Demuxers that may open an upload. Playlists and anything else that names other files stay out."""
+CONTAINERS = {
+    "mp4": "mp4",
+    "mov": "mov",
+    "m4a": "m4a",
+    "3gp": "3gp",
+    "3g2": "3g2",
+    "mj2": "mj2",
+    "matroska": "mkv",
+    "webm": "webm",
+    "avi": "avi",
+    "mpeg": "mpg",
+    "mpegts": "ts",
+    "mpegvideo": "m2v",
+    "m4v": "m4v",
+    "flv": "flv",
+    "gif": "gif",
+    "ogg": "ogg",
+    "asf": "wmv",
+    "yuv4mpegpipe": "y4m",
+    "h264": "h264",
+    "hevc": "h265",
+    "ivf": "ivf",
+    "obu": "obu",
+}
+"""Demuxers that may open an upload, and what people call such files. Playlists and anything else that names other
+files stay out."""
 
 CODECS = (
     "h264 hevc vp8 vp9 libvpx libvpx-vp9 av1 libdav1d mpeg1video mpeg2video mpeg4 msmpeg4 msmpeg4v2 msmpeg4v3 mjpeg "
@@ -188,13 +210,12 @@ def _open(path: Path) -> InputContainer:
         # The white lists hold whatever the name is: it can choose neither a playlist demuxer nor a network protocol.
         container = av.open(str(path), options=dict(_OPEN_OPTIONS), metadata_errors="replace")
     except (av.error.FFmpegError, ValueError) as error:
-        raise NotAVideo(
-            "expected a video (mp4, mov, mkv, webm, avi, mpeg, flv, gif, ogg, asf), got something else: "
-            f"{_reason(error)}"
-        ) from error
-    if not set(container.format.name.split(",")) & set(CONTAINERS):
+        # FFmpeg calls it an invalid argument where it knows the format and the white list leaves it out.
+        got = "" if isinstance(error, av.error.ArgumentError) else ", or one that is incomplete or broken"
+        raise NotAVideo(f"expected a video ({', '.join(CONTAINERS.values())}), got something else{got}") from error
+    if not CONTAINERS.keys() & set(container.format.name.split(",")):
         container.close()
-        raise NotAVideo(f"expected a video container, got {container.format.name!r}")
+        raise NotAVideo(f"expected a video ({', '.join(CONTAINERS.values())}), got {container.format.name!r}")
     return container
 
 

@@ -13,18 +13,22 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import httpx
 import pytest
 
+from service import __version__
 from service.__main__ import main
 from service.server import _listen
-from tests.service.conftest import PATIENCE_S, lives, wait_until
+from service.settings import Settings
+from tests.service.conftest import PATIENCE_S, coloured_frames, lives, wait_until
+from ttmodels.data.encode import write_video
 
 
-def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str | Path, stdin: IO[bytes] | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "service", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    return subprocess.run(command, stdin=stdin, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
 
 @contextmanager
@@ -234,6 +238,76 @@ def test_classify_as_json_gives_the_server_s_answer(colours: tuple[str | Path, .
             by_http = httpx.post(f"{url}/classify", content=Path(answer["file"]).read_bytes()).json()
             del by_http["times_ms"], answer["classification"]["times_ms"]
             assert answer["classification"] == by_http
+
+
+def test_classify_names_faults_as_the_server_does(colours: tuple[str | Path, ...], tmp_path: Path) -> None:
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "text.mp4").write_text("text")
+    os.mkfifo(tmp_path / "pipe")
+    names = ["empty.mp4", "text.mp4", "pipe", "", "none.mp4"]
+    done = run("classify", *colours, "--json", *(tmp_path / name for name in names))
+    assert done.returncode == 1
+    faults = {Path(said["file"]).name: said["error"] for said in map(json.loads, done.stdout.splitlines())}
+    with served(*colours) as (_, url, _):
+        for name in names[:2]:
+            by_http = httpx.post(f"{url}/classify", content=(tmp_path / name).read_bytes()).json()
+            for fact in ("type", "title", "status", "code"):
+                assert faults[name][fact] == by_http[fact]
+    details = [fault["detail"] for fault in faults.values()]
+    assert details[2:] == [
+        "expected a file, found not a regular file",
+        "expected a file, found a folder",
+        "expected a file, found none",
+    ]
+
+
+def test_classify_reads_the_standard_input(colours: tuple[str | Path, ...], clips: dict[str, Path]) -> None:
+    with clips["green"].open("rb") as stdin:
+        done = run("classify", *colours, "-", clips["red"], stdin=stdin)
+    assert [line.split(" 0.")[0] for line in done.stdout.splitlines()] == ["-: green", f"{clips['red']}: red"]
+    assert done.returncode == 0
+    done = run("classify", *colours, "--spool-dir", "/nowhere", "-", clips["red"])
+    assert done.returncode == 2
+    assert "ttvideo: expected a folder that can be written at /nowhere: No such file" in done.stderr
+
+
+def test_classify_says_warnings_beside_the_answers(colours: tuple[str | Path, ...], tmp_path: Path) -> None:
+    path = tmp_path / "a.avi"
+    write_video(path, coloured_frames((220, 20, 20), num_frames=60), codec="mpeg4")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 7 // 10])
+    done = run("classify", *colours, path)
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) == 1
+    assert f"{path}: warning: " in done.stderr
+
+
+def test_classify_ends_quietly_where_nobody_reads_on(colours: tuple[str | Path, ...], clips: dict[str, Path]) -> None:
+    command = [sys.executable, "-m", "service", "classify", *map(str, colours), *[str(clips["red"])] * 40]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert ": red " in process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(PATIENCE_S) == 141
+    assert process.stderr.read() == ""
+    process.stderr.close()
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"ttvideo {__version__}\n"
+
+
+def test_every_setting_has_its_option_and_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = capsys.readouterr().out
+    for name in Settings.model_fields:
+        assert f"--{name.replace('_', '-')} " in said
+    with pytest.raises(SystemExit):
+        main(["classify", "--help"])
+    assert '"classification": what the server answers' in " ".join(capsys.readouterr().out.split())
 
 
 def test_classify_with_an_unknown_model_starts_nothing(colours: tuple[str | Path, ...], clips: dict[str, Path]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import socket
+import wave
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from service.routes import problem
+from service.video.decode import CONTAINERS
 from tests.service.conftest import PATIENCE_S, Service, coloured_frames, running
 from tests.service.routes.test_problem import check_problem
 from ttmodels.data.encode import write_video
@@ -110,6 +112,30 @@ def test_the_limit_itself_is_allowed(service: Service) -> None:
 def test_a_text_file(service: Service) -> None:
     body = check_problem(service.post(content=b"hello, world\n" * 100), 415, "not_a_video")
     assert "/" not in body["detail"], "the spool file's path is nobody's business"
+
+
+def test_what_is_no_video_is_told_in_words(service: Service, clips: dict[str, Path], tmp_path: Path) -> None:
+    """FFmpeg's own would be `Invalid argument` for a sound and `Invalid data` for the start of a video."""
+    with wave.open(str(tmp_path / "a.wav"), "wb") as sound:
+        sound.setnchannels(1)
+        sound.setsampwidth(2)
+        sound.setframerate(8000)
+        sound.writeframes(bytes(16000))
+    names = ", ".join(CONTAINERS.values())
+    assert {"mp4", "mkv", "ts", "y4m"} <= set(CONTAINERS.values())
+    body = check_problem(service.post(tmp_path / "a.wav"), 415, "not_a_video")
+    assert body["detail"] == f"expected a video ({names}), got something else"
+    body = check_problem(service.post(content=clips["red"].read_bytes()[:1000]), 415, "not_a_video")
+    assert body["detail"] == f"expected a video ({names}), got something else, or one that is incomplete or broken"
+
+
+def test_what_curl_d_made_of_a_video_is_told_with_the_cure(service: Service, clips: dict[str, Path]) -> None:
+    data = clips["red"].read_bytes()
+    headers = {"content-type": "application/x-www-form-urlencoded"}
+    altered = data.replace(b"\0", b"").replace(b"\n", b"")
+    body = check_problem(service.post(content=altered, headers=headers), 415, "not_a_video")
+    assert body["detail"].endswith("; curl -d alters what it sends: use -F file=@FILE or --data-binary @FILE")
+    assert service.post(content=data, headers=headers).status_code == 200
 
 
 def test_a_playlist_opens_nothing(service: Service, clips: dict[str, Path]) -> None:
