@@ -9,9 +9,10 @@ from fastapi import FastAPI
 
 from service import __version__
 from service.engine.classifier import Classifier
+from service.errors import MethodNotAllowed, RequestError
 from service.metrics import Metrics
 from service.middleware import Observe
-from service.routes import classify, health, metrics, model, problem
+from service.routes import classify, health, metrics, model, openapi, problem
 from service.routes.upload import check_spool
 from service.settings import Settings
 
@@ -38,11 +39,15 @@ def create_app(settings: Settings) -> FastAPI:
         title="ttvideo",
         version=__version__,
         summary="Upload a video clip, get its class.",
+        description=openapi.description(settings.max_upload_bytes),
+        generate_unique_id_function=lambda route: route.name,
+        responses=problem.problems(MethodNotAllowed, RequestError),
         lifespan=lifespan,
         redoc_url=None,
     )
     for part in (classify, model, health, metrics):
         app.include_router(part.router)
     problem.install(app)
+    openapi.install(app, settings.max_upload_bytes)
     app.add_middleware(Observe, metrics=series)
     return app

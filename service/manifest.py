@@ -19,37 +19,48 @@ FORMAT_VERSION = 1
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class Scaling(_Part):
     """What the graph does to a pixel before the network sees it: (pixel / 255 - mean) / std, per RGB channel."""
 
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """Of red, green and blue, on a scale from 0 to 1."""
     std: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (
         0.5,
         0.5,
         0.5,
     )
+    """Of red, green and blue, on a scale from 0 to 1."""
 
 
 class Compression(_Part):
     """Weights of the dense counterpart divided by the weights kept, for three ways of counting."""
 
     input_to_hidden: float
+    """The matrix from the frame to the gates alone."""
     rnn: float
+    """The whole recurrent layer."""
     model: float
+    """Everything, the head included."""
 
 
 class Architecture(_Part):
     """The network in the file: a TT-matrix from a frame to the gates, a recurrence, a linear head."""
 
     cell: Literal["rnn", "gru", "lstm"]
+    """The kind of recurrence."""
     input_modes: tuple[int, ...]
+    """Factors of the frame's size, one a core."""
     output_modes: tuple[int, ...]
+    """Factors of the gates' size, one a core."""
     tt_ranks: tuple[int, ...]
+    """Between the cores; the first and the last are 1."""
     hidden_size: int
+    """Units of the recurrence."""
     num_parameters: int
+    """Of the whole model."""
     compression: Compression
 
 
@@ -57,21 +68,29 @@ class Contraction(_Part):
     """How the TT-matrix meets the frames: `groups` of neighbouring cores, each merged into one factor."""
 
     groups: tuple[int, ...]
+    """Cores in each group, from the left."""
     direction: Literal["right_to_left", "left_to_right"]
+    """The order in which the frame meets the factors."""
     flops_per_frame: int
+    """Additions and multiplications."""
 
 
 class Parity(_Part):
     """Largest absolute difference of logits to the trained model in torch, over sizes that the export never saw."""
 
     max_abs_error: float
+    """The largest difference found."""
     tolerance: float
+    """The largest that the export would have let pass."""
     sizes: tuple[tuple[int, int], ...]
     """[batch, time] of each comparison."""
 
 
 class DataSet(_Part):
+    """What the model was trained on."""
+
     name: str
+    """As its maker calls it."""
     num_clips: dict[str, int] = {}
     """Clips per split."""
 
@@ -80,37 +99,48 @@ class Metrics(_Part):
     """Figures of one evaluation."""
 
     split: str
+    """Which clips."""
     num_clips: int
+    """How many."""
     accuracy: float
+    """Share of clips whose likeliest label was the true one."""
     confusion: tuple[tuple[int, ...], ...] | None = None
     """Row: true class; column: predicted class; order of `labels`."""
 
 
 class Manifest(_Part):
-    """Everything the service knows of a model, and everything a reader of the file should.
-
-    Raises:
-        InvalidModel: from `from_metadata`, with what was expected and what came.
-    """
+    """Everything the service knows of a model, and everything a reader of the file should."""
 
     format_version: Literal[1] = 1
+    """Of this description."""
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+    """As in `?model=`, and as the model's folder is called."""
     version: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    """As in `?version=`, and as the folder inside is called."""
     description: str = ""
+    """The maker's words."""
     labels: Annotated[tuple[str, ...], Field(min_length=2)]
+    """In the order of the logits."""
     task: Literal["single_label", "multi_label"] = "single_label"
+    """Whether one label holds for a clip (softmax) or any number (sigmoid)."""
     sampling: Sampling
     scaling: Scaling
     architecture: Architecture
     contraction: Contraction
     precision: Literal["fp32", "fp16", "int8"] = "fp32"
+    """The numbers that the model computes with."""
     opset: int
+    """Of ONNX."""
     parity: Parity
     temperature: Annotated[float, Field(gt=0)] = 1.0
+    """The logits are divided by it before they become probabilities."""
     data_set: DataSet
     metrics: tuple[Metrics, ...] = ()
+    """How the model did, one for each set of clips."""
     checkpoint_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """Of the checkpoint that was exported."""
     exporter_version: str
+    """Of the program that exported it."""
 
     @model_validator(mode="after")
     def _labels_differ(self) -> Manifest:
@@ -123,7 +153,11 @@ class Manifest(_Part):
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str], *, source: str = "the model file") -> Manifest:
-        """Read the manifest from an ONNX file's metadata properties."""
+        """Read the manifest from an ONNX file's metadata properties.
+
+        Raises:
+            InvalidModel: says what was expected and what came.
+        """
         text = metadata.get(METADATA_KEY)
         if text is None:
             raise InvalidModel(

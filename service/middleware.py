@@ -63,4 +63,4 @@ class Observe:
             code = state.get("code", "ok")
             self.metrics.requests.labels(route, str(status), code).inc()
             self.metrics.request_seconds.labels(route).observe(spent)
-            log.debug("%s %s %s %d %s %.1f ms", request_id, scope["method"], route, status, code, 1e3 * spent)
+            log.info("%s %s %s %d %s %.1f ms", request_id, scope["method"], route, status, code, 1e3 * spent)

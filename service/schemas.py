@@ -1,59 +1,84 @@
-"""The bodies of answers."""
+"""The bodies of answers. What stands under a field is its description in the interface, too."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
+from service.errors import BY_CODE
 from service.manifest import Manifest
 
 
 class _Body(BaseModel):
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
 
 class ScoredLabel(_Body):
+    """A label and what the model gives it."""
+
     label: str
+    """One of `labels`."""
     probability: float
+    """0 to 1; those of all labels sum to 1, but for a multi-label model."""
 
 
 class Step(_Body):
     """What the model believes after seeing the clip up to and with the frame shown at `time_s`."""
 
     time_s: float
+    """Seconds from the first picture."""
     label: str
+    """The likeliest of `labels` so far."""
     probability: float
+    """That label's."""
     probabilities: list[float]
-    """In the order of `labels`."""
+    """Those of all labels, in the order of `labels`."""
 
 
 class ModelName(_Body):
     """Which model answered, and where it ran."""
 
     name: str
+    """As in `?model=`."""
     version: str
+    """As in `?version=`."""
     sha256: str
+    """Of the model file."""
     precision: Literal["fp32", "fp16", "int8"]
+    """The numbers that the model computes with."""
     provider: Literal["cpu", "cuda"]
+    """Where it ran."""
 
 
 class ClipFacts(_Body):
     """What was found in the upload. Times are seconds from the first picture."""
 
     upload_bytes: int
+    """Size of the video."""
     container: str
+    """FFmpeg's name for the format; one stands for its whole family, such as `mov` for .mp4, .m4v and .3gp."""
     codec: str
+    """FFmpeg's name for the coding of the pictures."""
     width: int
+    """Pixels, as shown, `rotation` applied."""
     height: int
+    """Pixels, as shown, `rotation` applied."""
     duration_s: float
+    """From the first picture to the end of the last."""
     frame_rate: float | None
+    """Pictures a second on average, where the file says so."""
     num_frames: int
+    """Pictures in the stream, counted, not believed."""
     rotation: int
+    """Degrees counter-clockwise that the file asks for and that were applied."""
     num_frames_used: int
+    """How many different pictures the model saw; fewer than `times_s` has where a short clip repeats some."""
     times_s: list[float]
-    """When each frame that the model saw is shown."""
+    """When each frame that the model saw is shown. A time stands here twice where its picture was taken twice."""
     warnings: list[str]
+    """What went otherwise than a player would expect, in words: the file breaks off, broken packets were skipped, the
+    header counts other than the stream. Empty where all went well."""
 
 
 class StageTimes(_Body):
@@ -64,19 +89,26 @@ class StageTimes(_Body):
     queue: float
     """Waiting for a free decoder."""
     decode: float
+    """Probing, decoding and resizing."""
     infer: float
     """Waiting for the batch and running it."""
     total: float
+    """From the first byte of the body to the answer."""
 
 
 class Classification(_Body):
     """A clip's class."""
 
     label: str
+    """The likeliest label."""
     probability: float
+    """That label's."""
     top_k: list[ScoredLabel]
+    """The likeliest labels, best first."""
     over_time: list[Step]
+    """One step for each of `clip.times_s`."""
     labels: list[str]
+    """All labels of the model, in its own order."""
     model: ModelName
     clip: ClipFacts
     times_ms: StageTimes
@@ -86,38 +118,63 @@ class ModelInfo(_Body):
     """A model, as its file describes it, and how it is served."""
 
     name: str
+    """As in `?model=`."""
     version: str
+    """As in `?version=`."""
     default: bool
+    """Whether it answers when a request names no model."""
     provider: Literal["cpu", "cuda"]
+    """Where it runs."""
     provider_reason: str | None
     """Why the model does not run on CUDA, where that was open."""
     sha256: str
+    """Of the model file."""
     manifest: Manifest
 
 
 class ModelList(_Body):
+    """Every model served."""
+
     models: list[ModelInfo]
+    """By name, versions ascending."""
 
 
 class Health(_Body):
+    """A probe's answer."""
+
     status: Literal["live", "ready"]
+    """`live`: the process answers; `ready`: it takes clips."""
 
 
 class Index(_Body):
     """Where things are."""
 
     service: str
+    """Always `ttvideo`."""
     version: str
+    """Of the service."""
     links: dict[str, str]
+    """Paths by name."""
+
+
+_CODES = "Stable, and meant for programs:\n" + "\n".join(
+    f"- `{kind.code}` ({kind.status}): {kind.title}." for kind in BY_CODE.values()
+)
 
 
 class Problem(_Body):
     """An error, as RFC 9457 has it; `code` is stable and meant for programs."""
 
     type: str
+    """`urn:ttvideo:error:` and the code."""
     title: str
+    """What happened, in words that are the same for every occurrence of the code."""
     status: int
+    """The HTTP status."""
     detail: str
-    code: str
+    """What was expected, and what came."""
+    code: Annotated[str, Field(description=_CODES, json_schema_extra={"enum": list(BY_CODE)})]
     instance: str
+    """`urn:ttvideo:request:` and the request's id."""
     request_id: str
+    """As in the header X-Request-ID and in the service's log."""

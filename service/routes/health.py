@@ -14,12 +14,14 @@ router = APIRouter()
 
 
 @router.get("/livez")
+@router.head("/livez", include_in_schema=False)
 async def livez() -> Health:
     """The process answers."""
     return Health(status="live")
 
 
 @router.get("/readyz", responses=problems(NotReady))
+@router.head("/readyz", include_in_schema=False)
 async def readyz(request: Request) -> Health:
     """Every model is warm, a decoder lives, and no shutdown has begun."""
     classifier: Classifier = request.app.state.classifier

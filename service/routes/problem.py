@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 problem+json: how they are answered, and how OpenAPI says so."""
+"""Errors as RFC 9457 problem+json: how they are answered, and how a route says which it has."""
 
 from __future__ import annotations
 
@@ -27,19 +27,15 @@ KEEP_BYTES = 8 * 1024 * 1024
 LINGER_S = 2.0
 """How long the client of a larger one may go on sending before the connection is closed."""
 
+_HEADERS = {
+    405: {"Allow": {"description": "The methods that the path takes.", "schema": {"type": "string"}}},
+    503: {"Retry-After": {"description": "Seconds after which to ask again.", "schema": {"type": "integer"}}},
+}
 _OF_THE_ROUTER: dict[int, type[RequestError]] = {kind.status: kind for kind in (NotFound, MethodNotAllowed)}
 
 
 def install(app: FastAPI) -> None:
     """Answer every error of `app` as a problem, but for unforeseen ones: those are the middleware's."""
-    describe = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        schema = describe()
-        schema["components"]["schemas"].setdefault("Problem", Problem.model_json_schema())
-        return schema
-
-    app.openapi = openapi  # type: ignore[method-assign]
 
     @app.exception_handler(RequestError)
     async def request_error(request: Request, error: RequestError) -> Response:
@@ -139,4 +135,6 @@ def problems(*errors: type[RequestError]) -> dict[int | str, dict[str, Any]]:
             "description": f"{said} {line}" if said else line,
             "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
         }
+        if error.status in _HEADERS:
+            described[error.status]["headers"] = _HEADERS[error.status]
     return described

@@ -19,19 +19,28 @@ class Sampling(BaseModel):
     middle of each is taken. A clip with fewer frames repeats them.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     policy: Literal["uniform"] = "uniform"
+    """Which frames: evenly spread over the clip's time."""
     num_frames: Annotated[int, Field(ge=1, le=4096)] = 16
+    """How many."""
     height: Annotated[int, Field(ge=1, le=4096)] = 120
+    """Pixels that the model sees."""
     width: Annotated[int, Field(ge=1, le=4096)] = 160
+    """Pixels that the model sees."""
     fit: Literal["stretch"] = "stretch"
+    """How another aspect ratio is made to fit."""
     resize_filter: Literal["area", "bilinear", "bicubic"] = "area"
+    """How pixels are put together."""
     colour_matrix: Literal["tagged, else bt709 from 720 lines, else bt601"] = (
         "tagged, else bt709 from 720 lines, else bt601"
     )
+    """How YUV becomes RGB."""
     colour_range: Literal["tagged, else limited; to full-range rgb24"] = "tagged, else limited; to full-range rgb24"
+    """What counts as black and as white."""
     rotation: Literal["applied"] = "applied"
+    """Whether a turn that the file asks for is made."""
 
     @property
     def clip_shape(self) -> tuple[int, int, int, int]:

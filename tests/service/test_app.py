@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
 import jsonschema
 import pytest
 
@@ -76,7 +78,7 @@ def test_metrics(service: Service, clips: dict[str, Path]) -> None:
 def test_openapi_describes_the_answers(service: Service, clips: dict[str, Path]) -> None:
     schema: dict[str, Any] = service.get("/openapi.json").json()
     answers = schema["paths"]["/classify"]["post"]["responses"]
-    assert sorted(answers) == ["200", "400", "404", "408", "413", "415", "422", "503", "504"]
+    assert sorted(answers) == ["200", "400", "404", "405", "408", "413", "415", "422", "500", "503", "504"]
     assert answers["200"]["content"]["application/json"]["schema"]["$ref"] == "#/components/schemas/Classification"
     for status, answer in answers.items():
         if status != "200":
@@ -89,6 +91,51 @@ def test_openapi_describes_the_answers(service: Service, clips: dict[str, Path])
     check(service.post().json(), "Problem")
     check(service.get("/model").json(), "ModelInfo")
     check(service.get("/models").json(), "ModelList")
+
+
+def test_openapi_leaves_nothing_unsaid(service: Service) -> None:
+    schema: dict[str, Any] = service.get("/openapi.json").json()
+    for name, part in schema["components"]["schemas"].items():
+        assert part["description"], name
+        assert "Raises" not in part["description"]
+        for field, about in part["properties"].items():
+            assert "$ref" in about or about["description"], f"{name}.{field}"
+    operations = [operation for path in schema["paths"].values() for operation in path.values()]
+    assert {operation["operationId"] for operation in operations} == {
+        "classify",
+        "model",
+        "models",
+        "livez",
+        "readyz",
+        "index",
+        "metrics",
+    }
+    for operation in operations:
+        assert {"200", "405", "500"} <= set(operation["responses"])
+        for answer in operation["responses"].values():
+            assert "X-Request-ID" in answer["headers"]
+    answers = schema["paths"]["/classify"]["post"]["responses"]
+    assert "Retry-After" in answers["503"]["headers"]
+    assert "2000000 bytes" in answers["413"]["description"]
+    assert "2000000 bytes (1.9 MiB), as one of mp4, mov" in schema["info"]["description"]
+    code = schema["components"]["schemas"]["Problem"]["properties"]["code"]
+    assert {"busy", "upload_timeout", "not_found", "internal_error"} <= set(code["enum"])
+    assert "`upload_timeout` (408)" in code["description"]
+
+
+def test_probes_may_ask_for_the_head(service: Service) -> None:
+    for path in ("/livez", "/readyz"):
+        response = httpx.head(f"{service.url}{path}")
+        assert (response.status_code, response.content) == (200, b"")
+
+
+def test_each_request_has_its_line_in_the_log(service: Service, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "service.access"):
+        service.get("/model", params={"model": "m"}, headers={"x-request-id": "mine"})
+    lines = [record.getMessage() for record in caplog.records if record.name == "service.access"]
+    assert len(lines) == 1
+    assert re.fullmatch(r"mine GET /model 404 unknown_model \d+\.\d ms", lines[0])
+    assert caplog.records[-1].levelname == "INFO"
 
 
 def test_a_bad_model_ends_the_start(tmp_path: Path) -> None:
