@@ -36,9 +36,10 @@ def bare(folder: Path, out: Path, *more: str) -> int:
 
 def test_it_learns_and_is_evaluated(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(folder, tmp_path / "run", "--epochs", "25", "--learning-rate", "0.02", "--valid-fraction", "0.25") == 0
-    printed = capsys.readouterr().out
-    assert "36 to train on, 12 to choose by" in printed
-    assert "times fewer than dense" in printed
+    printed = capsys.readouterr()
+    assert "36 to train on, 12 to choose by" in printed.out
+    assert "times fewer than dense" in printed.out
+    assert not printed.err  # bars are for terminals
     best = checkpoint.load(tmp_path / "run" / "best.safetensors")
     assert best.progress.best_accuracy >= 0.9
     last = checkpoint.load(tmp_path / "run" / "last.safetensors")
@@ -242,9 +243,11 @@ def test_evaluation_says_what_it_did_not_see(folder: Path, tmp_path: Path, capsy
     assert "left out 1 files by their suffix (.txt)" in printed.err
     assert "left out 1 of 2 clips that could not be read" in printed.err
     assert "rows: true class; columns: predicted class" in printed.out
-    assert "it/s" not in printed.err  # a bar is for a terminal
+    assert "%|" not in printed.err  # bars are for terminals
     assert evaluation.main([best, "--data", str(folder), "--write", str(tmp_path)]) == 2
     assert "--write: expected a file to write, found a folder" in capsys.readouterr().err
+    assert evaluation.main([str(folder / "left" / "0.mp4"), "--data", str(folder)]) == 2
+    assert "expected a safetensors file" in capsys.readouterr().err
 
 
 def test_a_wrong_folder_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -89,8 +89,10 @@ def test_every_encoding_is_real_video(encoding: object, tmp_path: Path) -> None:
     assert not clip.info.warnings
 
 
-def test_the_command_makes_a_folder_per_class(tmp_path: Path) -> None:
-    main(["--out", str(tmp_path), "--split", "test", "--things", "balls", "--clips-per-class", "1", "--workers", "1"])
+def test_the_command_makes_a_folder_per_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["--split", "test", "--things", "balls", "--clips-per-class", "1", "--workers", "1"]
+    assert main(["--out", str(tmp_path), *base]) == 0
+    assert not capsys.readouterr().err  # the bar is for terminals
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(MOTIONS)
     assert all(len(list(p.iterdir())) == 1 for p in tmp_path.iterdir())
 
