@@ -1,0 +1,69 @@
+"""Places: how many, for how long, and what becomes of them at the end."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from service.engine.admission import Admission
+from service.errors import Busy, NotReady, UploadTimeout
+from tests.service.conftest import PATIENCE_S, eventually
+
+
+def test_one_more_than_the_limit_is_refused() -> None:
+    admission = Admission(1)
+    with admission.admit():
+        with pytest.raises(Busy) as caught, admission.admit():
+            pass
+        assert caught.value.retry_after_s is not None
+    with admission.admit():
+        assert admission.in_flight == 1
+
+
+def test_each_piece_starts_the_wait_anew() -> None:
+    async def upload(pieces: int, pause_s: float) -> None:
+        async with Admission(1).upload(0.2) as came:
+            for _ in range(pieces):
+                await asyncio.sleep(pause_s)
+                came()
+
+    asyncio.run(upload(pieces=6, pause_s=0.05))
+    with pytest.raises(UploadTimeout, match=r"within 0\.2 s, got none"):
+        asyncio.run(upload(pieces=1, pause_s=10))
+
+
+def test_draining_ends_an_upload_though_pieces_come_and_waits_for_the_rest() -> None:
+    async def talk() -> list[str]:
+        said = []
+        admission = Admission(2)
+        decoded = asyncio.Event()
+
+        async def uploading() -> None:
+            try:
+                with admission.admit():
+                    async with admission.upload(60) as came:
+                        while True:
+                            await asyncio.sleep(0)
+                            came()
+            except NotReady:
+                said.append("ended")
+                decoded.set()
+
+        async def uploaded() -> None:
+            with admission.admit():
+                async with admission.upload(60) as came:
+                    came()
+                await decoded.wait()
+                said.append("answered")
+
+        tasks = [asyncio.create_task(uploading()), asyncio.create_task(uploaded())]
+        await eventually(lambda: admission.in_flight == 2)
+        await asyncio.wait_for(admission.drain(), PATIENCE_S)
+        said.append("drained")
+        await asyncio.gather(*tasks)
+        with pytest.raises(NotReady), admission.admit():
+            pass
+        return said
+
+    assert asyncio.run(talk()) == ["ended", "answered", "drained"]
