@@ -98,6 +98,9 @@ def test_an_interruption_before_the_first_epoch_says_that_nothing_can_be_resumed
     assert "no epoch was done, the same command starts again" in capsys.readouterr().err
     monkeypatch.undo()
     assert run(folder, tmp_path / "run", "--epochs", "1") == 0
+    interrupt_after(0, monkeypatch)
+    assert run(folder, tmp_path / "run", "--epochs", "1", "--overwrite") == 130
+    assert not list((tmp_path / "run").glob("*.safetensors"))  # the old run's would pass for the new one's
 
 
 def test_more_epochs_may_be_asked_of_a_finished_run(
@@ -200,8 +203,10 @@ def test_a_folder_of_broken_clips_is_refused(tmp_path: Path, capsys: pytest.Capt
         (tmp_path / "clips" / label).mkdir(parents=True)
         for i in range(2):
             (tmp_path / "clips" / label / f"{i}.mp4").write_bytes(b"no")
+    (tmp_path / "clips" / "a" / "2.mp5").write_bytes(b"no")
     assert run(tmp_path / "clips", tmp_path / "run") == 2
     printed = capsys.readouterr().err
+    assert "warning: left out 1 files by their suffix (.mp5)" in printed
     assert "left out 4 of 4 clips that could not be read" in printed
     assert "0 clips to train on and 0 to choose by can be read" in printed
 
