@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 _linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 ONEDNN_LEAST = 1 << 20
 """Multiplications below which starting oneDNN costs more than it gains."""
-FOLD_BELOW = 32
+FOLD_BELOW = 16
 """Values with a shorter last side are turned and multiplied at once; a batch of small products would be slower."""
 
 BLOCK = 1 << 20
