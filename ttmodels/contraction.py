@@ -197,9 +197,10 @@ def _reshape(value: Tensor, view: tuple[int, ...]) -> Tensor:
 
 @dataclass(frozen=True)
 class Machine:
-    """What decides the time of the products of `ttmodels.products` on a kind of device. The figures were set from single
-    products and checked against whole plans by `tests/benchmarks/plans.py`; they need to rank plans, not to predict
-    seconds.
+    """What decides the time of the products of `ttmodels.products` on a kind of device.
+
+    The figures were set from single products and checked against whole plans by `tests/benchmarks/plans.py`; they need
+    to rank plans, not to predict seconds.
     """
 
     flops_per_s: float
