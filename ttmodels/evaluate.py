@@ -86,11 +86,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not len(data):
             raise ValueError(f"{options.data}: expected videos, found none that could be read")
         loss, metrics = evaluate(model, data, options.split)
-    print(f"{options.split}: accuracy {metrics.accuracy:.4f}, loss {loss:.4f}, {metrics.num_clips} clips")
-    print(confusion_table(model.config.labels, metrics.confusion or ()))
     if options.write:
         options.write.parent.mkdir(parents=True, exist_ok=True)
         options.write.write_text(metrics.model_dump_json())
+    print(f"{options.split}: accuracy {metrics.accuracy:.4f}, loss {loss:.4f}, {metrics.num_clips} clips")
+    print(confusion_table(model.config.labels, metrics.confusion or ()))
     return 0
 
 
