@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,6 +30,7 @@ from exporters.verify import TOLERANCE, ParityError, verify
 from service import __version__
 from service.manifest import Architecture, Contraction, DataSet, Manifest, Metrics
 from ttmodels import checkpoint, contraction
+from ttmodels.atomic import in_place_of
 from ttmodels.checkpoint import Checkpoint
 from ttmodels.classifier import ClipClassifier
 from ttmodels.contraction import Plan
@@ -84,8 +84,10 @@ def export(
     graph.metadata_props.update(manifest.to_metadata())
     data = _serialize(graph)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, data)
+        with in_place_of(path) as part, part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
         raise OSError(f"could not write {path}: {error.strerror}") from error
     return manifest
@@ -109,21 +111,6 @@ def _serialize(graph: ir.Model) -> bytes:
     checker.check_model(proto, full_check=True)
     data: bytes = proto.SerializeToString()
     return data
-
-
-def _write(path: Path, data: bytes) -> None:
-    """All of the file or nothing: an interruption or a full disk leaves what was there."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    part = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.chmod(0o644)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def report(manifest: Manifest, path: Path) -> str:

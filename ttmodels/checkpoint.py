@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ttmodels import config as configs
+from ttmodels.atomic import in_place_of
 from ttmodels.classifier import ClipClassifier
 from ttmodels.config import ModelConfig, TrainConfig
 
@@ -98,18 +97,11 @@ def save(
         "ttvideo.train": configs.to_json(train_config),
         "ttvideo.progress": json.dumps(progress.__dict__),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    part = Path(name)
     try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, part, header)
-        part.chmod(0o644)
-        part.replace(path)
+        with in_place_of(path) as part:
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, part, header)
     except SafetensorError as error:
         raise OSError(f"could not write {path}: {error}") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def load(path: Path) -> Checkpoint:

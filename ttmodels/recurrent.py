@@ -133,7 +133,7 @@ class TTRecurrent(nn.Module):
         x = input if batched and self.batch_first else input.transpose(0, 1) if batched else input[None]
         if hx is not None and not batched:
             hx = hx[:, None] if isinstance(hx, Tensor) else tuple(part[:, None] for part in hx)
-        outputs, state = self._run(self._projected(x), hx, self._presence(x, lengths, mask))
+        outputs, state = self._run(self._projected(0, x), hx, self._presence(x, lengths, mask))
         if not batched:
             outputs, state = outputs[0], tuple(part[:, 0] for part in state)
         elif self.return_sequences and not self.batch_first:
@@ -145,8 +145,7 @@ class TTRecurrent(nn.Module):
     ) -> tuple[Tensor | PackedSequence, Tensor | State]:
         """Only what is there is projected; the padding is made behind the projection, where it is small."""
         projected, lengths = [], None
-        for direction in range(self.num_directions):
-            gates = self._cell(direction).projection(packed.data)
+        for gates in self._projected(0, packed.data):
             padded, lengths = pad_packed_sequence(_with_data(packed, gates), batch_first=True)
             projected.append(padded)
         assert lengths is not None
@@ -160,9 +159,10 @@ class TTRecurrent(nn.Module):
             outputs, lengths = outputs[order], lengths[order.cpu()]
         return _with_data(packed, pack_padded_sequence(outputs, lengths, batch_first=True).data), returned
 
-    def _projected(self, x: Tensor) -> list[Tensor]:
-        """The first layer's gates, one [batch, time, gates] a direction."""
-        return [self._cell(direction).projection(x) for direction in range(self.num_directions)]
+    def _projected(self, layer: int, x: Tensor) -> list[Tensor]:
+        """A layer's gates from what it reads, one [..., gates] a direction."""
+        first = layer * self.num_directions
+        return [self._cell(index).projection(x) for index in range(first, first + self.num_directions)]
 
     def _presence(self, x: Tensor, lengths: Tensor | Sequence[int] | None, mask: Tensor | None) -> Tensor | None:
         """bool [batch, time]: which steps are there; None for all."""
@@ -195,8 +195,7 @@ class TTRecurrent(nn.Module):
             if layer:
                 if self.dropout:
                     outputs = functional.dropout(outputs, self.dropout, self.training)
-                cells = range(layer * self.num_directions, (layer + 1) * self.num_directions)
-                projected = [self._cell(index).projection(outputs) for index in cells]
+                projected = self._projected(layer, outputs)
             parts = []
             for direction, gates in enumerate(projected):
                 index = layer * self.num_directions + direction

@@ -11,10 +11,8 @@ import argparse
 import contextlib
 import multiprocessing
 import os
-import re
 import statistics
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -23,27 +21,20 @@ from pathlib import Path
 import httpx
 
 from service.video import Sampling, decode_clip
+from tests.serving import served
 
 SAMPLE = Path(__file__).parents[2] / "service" / "bundled" / "samples" / "down.mp4"
-ADDRESS = re.compile(r"http://127\.0\.0\.1:\d+")
 
 
 @contextlib.contextmanager
-def served() -> Iterator[tuple[str, float]]:
+def started() -> Iterator[tuple[str, float]]:
     """The address of a service, and the seconds from its start to its first answer on /readyz."""
-    started = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "service", "--port", "0", "--provider", "cpu"], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    try:
-        url = next(match.group() for match in map(ADDRESS.search, process.stdout) if match)
+    began = time.perf_counter()
+    with served(stderr=subprocess.DEVNULL) as (process, url, _):
         httpx.get(f"{url}/readyz").raise_for_status()
-        yield url, time.perf_counter() - started
-    finally:
+        yield url, time.perf_counter() - began
         process.terminate()
         process.wait(60)
-        process.stdout.close()
 
 
 def answers_per_second(url: str, clip: bytes, num_clients: int, seconds: float) -> tuple[float, float, float]:
@@ -85,7 +76,7 @@ def main() -> None:
 
     starts = []
     for _ in range(options.starts):
-        with served() as (_, start_s):
+        with started() as (_, start_s):
             starts.append(start_s)
     print(f"cold start to ready   median {statistics.median(starts):.2f} s of {len(starts)}, worst {max(starts):.2f} s")
 
@@ -95,7 +86,7 @@ def main() -> None:
     print(f"only decoding         {alone:.1f} clips/s in one process, {together:.1f} in {cores}")
 
     body = options.clip.read_bytes()
-    with served() as (url, _):
+    with started() as (url, _):
         answers = [httpx.post(f"{url}/classify", content=body).json()["times_ms"] for _ in range(50)]
         stages = {stage: statistics.median(times[stage] for times in answers) for stage in answers[0]}
         print("one request, medians  " + ", ".join(f"{stage} {spent:.2f} ms" for stage, spent in stages.items()))

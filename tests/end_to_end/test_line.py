@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import re
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +17,13 @@ import torch
 from exporters import to_onnx
 from service.video import decode_clip
 from tests.made import write_folder
+from tests.serving import served
 from tests.tolerances import PROBABILITY
 from ttmodels import checkpoint, train
 from ttmodels.classifier import ClipClassifier
 
 LABELS = ("left", "right", "still")
 PATIENCE_S = 60
-ADDRESS = re.compile(r"http://127\.0\.0\.1:\d+")
 
 
 @dataclass(frozen=True)
@@ -52,32 +49,10 @@ def line(made: Path) -> Iterator[Line]:
     models = made.parent / "models"
     assert to_onnx.main([str(run / "best.safetensors"), "-o", str(models / "tiny" / "1" / "model.onnx")]) == 0
     model = checkpoint.load(run / "best.safetensors").model()
-    with server(models) as url:
+    with served("--models", models) as (process, url, _):
         yield Line(model, url, sorted(made.rglob("*.mp4"))[::5])
-
-
-@contextlib.contextmanager
-def server(models: Path) -> Iterator[str]:
-    """The address of `python -m service` on a free port of this machine; ended by SIGTERM, its exit code is checked."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "service", "--port", "0", "--models", str(models), "--provider", "cpu"],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    watchdog = threading.Timer(PATIENCE_S, process.kill)  # ends the wait for a greeting that does not come
-    watchdog.start()
-    try:
-        found = next((m for m in map(ADDRESS.search, process.stdout) if m), None)
-        watchdog.cancel()
-        assert found, f"the server ended with {process.wait()} and printed no address"
-        yield found.group()
         process.terminate()
         assert process.wait(PATIENCE_S) == 0
-    finally:
-        watchdog.cancel()
-        process.kill()
-        process.stdout.close()
 
 
 def check(line: Line, path: Path) -> None:

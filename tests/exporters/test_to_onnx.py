@@ -12,7 +12,7 @@ from exporters.verify import ParityError
 from service.manifest import METADATA_KEY, Manifest, Metrics, Scaling
 from tests.made import tiny_config
 from tests.tolerances import LOGITS
-from ttmodels import checkpoint, contraction
+from ttmodels import atomic, checkpoint, contraction
 from ttmodels.checkpoint import Checkpoint, Progress
 from ttmodels.classifier import ClipClassifier
 from ttmodels.config import ModelConfig, TrainConfig
@@ -192,7 +192,7 @@ def test_a_folder_without_rights_is_named_not_a_temporary_file(
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied", str(tmp_path / ".m.onnx.x7d2"))
 
-    monkeypatch.setattr(to_onnx.tempfile, "mkstemp", refuse)
+    monkeypatch.setattr(atomic.tempfile, "mkstemp", refuse)
     assert to_onnx.main([str(tmp_path / "a.safetensors"), "-o", str(tmp_path / "m.onnx")]) == 2
     assert capsys.readouterr().err == f"error: could not write {tmp_path / 'm.onnx'}: Permission denied\n"
 

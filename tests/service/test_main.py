@@ -23,33 +23,13 @@ from service.__main__ import main
 from service.server import _listen
 from service.settings import Settings
 from tests.service.conftest import PATIENCE_S, coloured_frames, lives, wait_until
+from tests.serving import served
 from ttmodels.data.encode import write_video
 
 
 def run(*arguments: str | Path, stdin: IO[bytes] | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "service", *map(str, arguments)]
     return subprocess.run(command, stdin=stdin, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
-
-
-@contextmanager
-def served(*arguments: str | Path) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
-    """The process, its URL, and everything it said on getting ready."""
-    command = [sys.executable, "-m", "service", "--port", "0", "--provider", "cpu", *map(str, arguments)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    try:
-        greeting = ""
-        while "try: " not in greeting:
-            line = process.stdout.readline()
-            assert line, process.communicate()[1]
-            greeting += line
-        match = re.search(r"http://127\.0\.0\.1:\d+", greeting)
-        assert match is not None
-        yield process, match[0], greeting
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
 
 
 def children(pid: int) -> set[int]:
