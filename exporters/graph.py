@@ -1,20 +1,19 @@
 """The graph of a ClipClassifier: uint8 frames and lengths in, logits out. Batch and time are dynamic.
 
-frames -> Cast -> one MatMul a factor -> + bias -> RNN / GRU / LSTM -> head -> logits. Scaling and normalising are
-folded into the last core and the bias: W((x / 255 - mean) / std) + b.
+frames -> projection -> RNN / GRU / LSTM -> head -> logits.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-import torch
 
-from exporters import recurrence
+from exporters import projection, recurrence
 from exporters.builder import Builder
 from service import __version__
+from ttmodels.cells import TTCell
 from ttmodels.classifier import ClipClassifier
-from ttmodels.contraction import Plan, Route, contract
+from ttmodels.contraction import Plan
 
 OPSET = 21
 IR_VERSION = 10
@@ -28,8 +27,10 @@ def build(model: ClipClassifier, plan: Plan) -> ir.Model:
     lengths = _tensor("lengths", ir.DataType.INT32, "batch")
     graph = Builder()
 
-    gates = _project(graph, model, plan, frames)
-    outputs, last = recurrence.emit(graph, model.rnn.cells[0], gates, lengths)
+    gates = projection.emit_pixels(graph, model, plan, frames)
+    cell = model.rnn.cells[0]
+    assert isinstance(cell, TTCell)
+    outputs, last = recurrence.emit(graph, cell, gates, lengths)
     weight = graph.constant(model.head.weight.T, "head.weight")
     bias = graph.constant(model.head.bias, "head.bias")
     steps = graph.op("Transpose", graph.op("Add", graph.op("MatMul", outputs, weight), bias), perm=[1, 0, 2])
@@ -50,38 +51,6 @@ def build(model: ClipClassifier, plan: Plan) -> ir.Model:
         producer_name="ttvideo",
         producer_version=__version__,
     )
-
-
-def _project(graph: Builder, model: ClipClassifier, plan: Plan, frames: ir.Value) -> ir.Value:
-    """Gates of all frames of all clips, [time, batch, num_gates * hidden]."""
-    layer = model.projection
-    route, shape = Route.of(plan, layer.shape), layer.shape
-    cores = [core.detach().double() for core in layer.cores]
-    scale, shift = model.pixel_scale.double(), model.pixel_shift.double()
-    pixels = graph.op("Cast", frames, to=ir.DataType.FLOAT)
-    bias = torch.zeros(shape.out_features, dtype=torch.float64) if layer.bias is None else layer.bias.detach().double()
-    constant_frame = shift.repeat(shape.in_features // 3)
-    bias = bias + route.apply(constant_frame, cores)
-    channels, rest = shape.input_modes[-1], shape.input_modes[-1] % 3
-    if rest == 0:
-        cores[-1] = cores[-1] * scale.repeat(channels // 3)[None, :, None, None]
-    elif bool((scale == scale[0]).all()):
-        cores[-1] = cores[-1] * scale[0]
-    else:  # the last mode cuts through the channels: no core to fold a scale per channel into
-        pixels = graph.op("Mul", pixels, graph.constant(scale.float(), "pixel_scale"))
-
-    matrices = zip(route.steps, route.matrices(cores), strict=True)
-    gates = contract(
-        pixels,
-        [graph.constant(matrix.float(), f"factor_{step.factor}") for step, matrix in matrices],
-        route.steps,
-        matmul=lambda left, right: graph.op("MatMul", left, right),
-        reshape=lambda value, view: graph.op("Reshape", value, graph.constant(list(view), "view")),
-    )
-    batch_and_time = graph.op("Shape", frames, start=0, end=2)
-    full_shape = graph.op("Concat", batch_and_time, graph.constant([shape.out_features], "gates_size"), axis=0)
-    gates = graph.op("Add", graph.op("Reshape", gates, full_shape), graph.constant(bias.float(), "gates_bias"))
-    return graph.op("Transpose", gates, perm=[1, 0, 2])
 
 
 def _pool(

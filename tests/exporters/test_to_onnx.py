@@ -6,13 +6,13 @@ import onnxruntime
 import pytest
 import torch
 
-from exporters import recurrence, to_onnx
+from exporters import to_onnx
 from exporters.to_onnx import export
 from exporters.verify import ParityError
 from service.manifest import METADATA_KEY, Manifest, Metrics, Scaling
 from tests.made import tiny_config
 from tests.tolerances import LOGITS
-from ttmodels import atomic, checkpoint, contraction
+from ttmodels import atomic, checkpoint, contraction, onnx_ops
 from ttmodels.checkpoint import Checkpoint, Progress
 from ttmodels.classifier import ClipClassifier
 from ttmodels.config import ModelConfig, TrainConfig
@@ -119,8 +119,8 @@ def test_the_manifest_says_everything(tmp_path: Path) -> None:
 def test_failed_parity_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fault in the graph, of the kind that a wrong gate order is, is found and nothing is written."""
     saved = save(tmp_path / "a.safetensors", tiny_config(cell="lstm"))
-    faulty = {kind: (op, tuple(sorted(order)), extra) for kind, (op, order, extra) in recurrence._OPS.items()}
-    monkeypatch.setattr("exporters.recurrence._OPS", faulty)
+    faulty = {kind: (op, tuple(sorted(order))) for kind, (op, order) in onnx_ops._OPS.items()}
+    monkeypatch.setattr("ttmodels.onnx_ops._OPS", faulty)
     with pytest.raises(ParityError, match="differs from torch by"):
         export(saved, tmp_path / "model.onnx", name="made")
     assert to_onnx.main([str(tmp_path / "a.safetensors"), "-o", str(tmp_path / "model.onnx")]) == 1

@@ -1,0 +1,106 @@
+"""A cell as ONNX's own RNN, GRU or LSTM op: its attributes and its weights in the op's order of gates.
+
+The ops order their gates otherwise than torch (GRU z, r, h for r, z, n; LSTM i, o, f, c for i, f, g, o). Projected
+gates enter through an identity in the place of the input weights, reordered alike. Everything about a formula is always
+written: a GRU that leaves linear_before_reset out is taken by ONNX Runtime's CUDA provider with another formula than
+the CPU's.
+
+Both readers of a model go through here: the exporter's own graph and plain `torch.onnx.export`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ttmodels import activations
+from ttmodels.activations import Activation
+from ttmodels.cells import TTCell, TTGRUCell, TTLSTMCell, TTRNNCell
+from ttmodels.linear import TTLinear
+
+Attributes = dict[str, int | list[str] | list[float]]
+
+_OPS: dict[type[TTCell], tuple[str, tuple[int, ...]]] = {
+    TTRNNCell: ("RNN", (0,)),
+    TTGRUCell: ("GRU", (1, 0, 2)),
+    TTLSTMCell: ("LSTM", (0, 3, 1, 2)),
+}
+"""The op, and its gates as places in torch's order."""
+
+_ACTIVATIONS: dict[Activation, tuple[str, float, float]] = {
+    torch.tanh: ("Tanh", 0.0, 0.0),
+    torch.sigmoid: ("Sigmoid", 0.0, 0.0),
+    activations.hard_sigmoid: ("HardSigmoid", 0.2, 0.5),
+    torch.relu: ("Relu", 0.0, 0.0),
+    activations.linear: ("Affine", 1.0, 0.0),
+    functional.elu: ("Elu", 1.0, 0.0),
+    functional.softsign: ("Softsign", 0.0, 0.0),
+}
+"""The op's name of an activation, its alpha and its beta."""
+
+
+@dataclass(frozen=True)
+class NativeOp:
+    """Inputs and attributes of the op, for one direction. G gates, H hidden.
+
+    identity [1, G H, G H], weight_hh [1, G H, H], bias [1, 2 G H]: W, R and B of the op. Differentiable, and in the
+    cell's own dtype.
+    """
+
+    op_type: str
+    identity: Tensor
+    weight_hh: Tensor
+    bias: Tensor
+    attributes: Attributes = field(default_factory=dict)
+
+    @property
+    def on_cuda(self) -> bool:
+        """Whether ONNX Runtime's CUDA provider takes the op: the standard formula and no other."""
+        return self.attributes.keys() <= {"hidden_size", "linear_before_reset"} and bool(
+            self.attributes.get("linear_before_reset", 1)
+        )
+
+
+def native_op(cell: TTCell) -> NativeOp | None:
+    """The cell as a standard op, or None where the ops cannot say its activations.
+
+    A hidden-to-hidden train is merged into its matrix.
+
+    Raises:
+        ValueError: a cell of another class, whose formula is not known.
+    """
+    if type(cell) not in _OPS:
+        raise ValueError(f"expected a cell of {', '.join(kind.__name__ for kind in _OPS)}, got {type(cell).__name__}")
+    op_type, order = _OPS[type(cell)]
+    size = cell.hidden_size
+    attributes: Attributes = {"hidden_size": size}
+    if isinstance(cell, TTGRUCell):
+        attributes["linear_before_reset"] = int(cell.reset_after)
+    inner, gates = cell.activation, cell.recurrent_activation
+    used = {"RNN": [inner], "GRU": [gates, inner], "LSTM": [gates, inner, inner]}[op_type]
+    if any(activation not in _ACTIVATIONS for activation in used):
+        return None
+    if inner is not torch.tanh or (op_type != "RNN" and gates is not torch.sigmoid):
+        names, alphas, betas = zip(*(_ACTIVATIONS[activation] for activation in used), strict=True)
+        attributes |= {
+            "activations": list(names),
+            "activation_alpha": list(alphas),
+            "activation_beta": list(betas),
+        }
+
+    def reordered(rows: Tensor) -> Tensor:
+        return torch.cat([rows[gate * size : (gate + 1) * size] for gate in order])
+
+    hidden = cell.hidden
+    weight = hidden.full().T if isinstance(hidden, TTLinear) else hidden.weight
+    bias = weight.new_zeros(weight.shape[0]) if hidden.bias is None else hidden.bias
+    return NativeOp(
+        op_type,
+        identity=reordered(torch.eye(weight.shape[0], dtype=weight.dtype, device=weight.device))[None],
+        weight_hh=reordered(weight)[None],
+        bias=torch.cat([torch.zeros_like(bias), reordered(bias)])[None],
+        attributes=attributes,
+    )
