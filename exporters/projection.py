@@ -11,6 +11,7 @@ import torch
 from exporters.builder import Builder
 from ttmodels.classifier import ClipClassifier
 from ttmodels.contraction import Plan, Route, contract
+from ttmodels.linear import TTLinear
 
 
 def emit_pixels(graph: Builder, model: ClipClassifier, plan: Plan, frames: ir.Value) -> ir.Value:
@@ -43,3 +44,30 @@ def emit_pixels(graph: Builder, model: ClipClassifier, plan: Plan, frames: ir.Va
     full_shape = graph.op("Concat", batch_and_time, graph.constant([shape.out_features], "gates_size"), axis=0)
     gates = graph.op("Add", graph.op("Reshape", gates, full_shape), graph.constant(bias.float(), "gates_bias"))
     return graph.op("Transpose", gates, perm=[1, 0, 2])
+
+
+def emit(graph: Builder, layer: TTLinear, plan: Plan, value: ir.Value, name: str) -> ir.Value:
+    """x W + b of floats, without the layer's activation; `name` goes before the names of the weights.
+
+    Shape: [..., N] -> [..., M].
+    """
+    route = Route.of(plan, layer.shape)
+    cores = [core.detach().double() for core in layer.cores]
+    full_shape = graph.op(
+        "Concat",
+        graph.op("Shape", value, end=-1),
+        graph.constant([layer.out_features], "out_features"),
+        axis=0,
+    )
+    value = contract(
+        value,
+        [
+            graph.constant(matrix.float(), f"{name}.factor_{step.factor}")
+            for step, matrix in zip(route.steps, route.matrices(cores), strict=True)
+        ],
+        route.steps,
+        matmul=lambda left, right: graph.op("MatMul", left, right),
+        reshape=lambda value, view: graph.op("Reshape", value, graph.constant(list(view), "view")),
+    )
+    value = graph.op("Reshape", value, full_shape)
+    return value if layer.bias is None else graph.op("Add", value, graph.constant(layer.bias, f"{name}.bias"))
