@@ -268,15 +268,22 @@ class TTRecurrent(nn.Module):
         for index in range(len(network.cells)):
             cell = network._cell(index)
             suffix = f"_l{index // directions}{'_reverse' if index % directions else ''}"
-            weight = getattr(rnn, f"weight_ih{suffix}").T
+            weight = getattr(rnn, f"weight_ih{suffix}")
             modes = cell.projection.shape
-            cores = tensor_train.tt_svd(weight, modes.input_modes, modes.output_modes, tt_ranks, relative_error)
+            cores = tensor_train.tt_svd(weight.T, modes.input_modes, modes.output_modes, tt_ranks, relative_error)
             cell.projection = TTLinear.from_cores(cores, getattr(rnn, f"bias_ih{suffix}") if rnn.bias else None)
             cell.projection.num_gates = cell.num_gates
+            cell.projection.cores.requires_grad_(weight.requires_grad)
             assert isinstance(cell.hidden, nn.Linear)
-            cell.hidden.weight.copy_(getattr(rnn, f"weight_hh{suffix}"))
-            if cell.hidden.bias is not None:
-                cell.hidden.bias.copy_(getattr(rnn, f"bias_hh{suffix}"))
+            for mine, name in (
+                (cell.hidden.weight, "weight_hh"),
+                (cell.hidden.bias, "bias_hh"),
+                (cell.projection.bias, "bias_ih"),
+            ):
+                if mine is not None:
+                    theirs = getattr(rnn, f"{name}{suffix}")
+                    mine.copy_(theirs)
+                    mine.requires_grad_(theirs.requires_grad)
         return network.train(rnn.training)
 
 

@@ -192,6 +192,20 @@ def test_frozen_layers_stay_frozen() -> None:
     assert not any(p.requires_grad for p in small.parameters())
 
 
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
+def test_each_frozen_parameter_of_a_recurrent_network_stays_frozen(kind: type[nn.RNNBase]) -> None:
+    model = nn.Sequential(kind(64, 16, num_layers=2, bidirectional=True))
+    rnn = model[0]
+    for frozen in (rnn.weight_ih_l0, rnn.weight_hh_l1, rnn.bias_ih_l1_reverse, rnn.bias_hh_l0_reverse):
+        frozen.requires_grad_(False)
+    small, _ = ttmodels.compress(model, tt_ranks=2, num_modes=2)
+    cells = small[0].cells
+    assert [core.requires_grad for core in cells[0].projection.cores] == [False, False]
+    assert [not cells[2].hidden.weight.requires_grad, not cells[3].projection.bias.requires_grad] == [True, True]
+    assert not cells[1].hidden.bias.requires_grad
+    assert sum(not p.requires_grad for p in small.parameters()) == 2 + 3
+
+
 def test_the_compressed_network_can_be_trained() -> None:
     small, _ = ttmodels.compress(Net(), tt_ranks=2)
     small(X).sum().backward()
