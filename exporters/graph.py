@@ -27,7 +27,10 @@ def build(model: ClipClassifier, plan: Plan) -> ir.Model:
     lengths = _tensor("lengths", ir.DataType.INT32, "batch")
     graph = Builder()
 
-    gates = projection.emit_pixels(graph, model, plan, frames)
+    gates = projection.emit_pixels(
+        graph, model.projection, plan, frames, model.pixel_scale, model.pixel_shift, "projection"
+    )
+    gates = graph.op("Transpose", gates, perm=[1, 0, 2])
     cell = model.rnn.cells[0]
     assert isinstance(cell, TTCell)
     outputs, last = recurrence.emit(graph, cell, gates, lengths)
