@@ -45,4 +45,4 @@ HALF = {"bfloat16": 0.05, "float16": 0.01}
 """Outputs of order 1 against float32: 8 and 11 significant bits, rounded at each of a few products and steps."""
 
 BROWSER = 1e-4
-"""ONNX Runtime as WebAssembly against its native build: other kernels, other orders of summation; the issue's own bound."""
+"""ONNX Runtime as WebAssembly against its native build, which sums in other orders; the issue's own bound."""

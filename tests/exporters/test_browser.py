@@ -1,4 +1,4 @@
-"""The exported file runs unchanged in a browser: in onnxruntime-web, which is ONNX Runtime as WebAssembly, under Node."""
+"""The exported file runs unchanged in a browser: in onnxruntime-web, ONNX Runtime as WebAssembly, under Node."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="session")
 def browser() -> Path:
-    """A folder with run.mjs and the packages of package-lock.json, kept in the user's cache; the network is used once."""
+    """A folder with run.mjs and the packages of package-lock.json, in the user's cache; the network is used once."""
     if missing := [name for name in ("node", "npm") if shutil.which(name) is None]:
         pytest.skip(f"needs {' and '.join(missing)}: install nodejs and npm")
     version = hashlib.sha256(b"".join((BROWSER_DIR / part).read_bytes() for part in PARTS)).hexdigest()[:16]
