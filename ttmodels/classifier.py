@@ -17,7 +17,7 @@ from ttmodels.recurrent import NETWORKS
 
 class ClipLogits(NamedTuple):
     logits: Tensor
-    """[batch, classes]."""
+    """[batch, classes]: by the pooling, those over time at the clip's last step, or their mean over its steps."""
     logits_over_time: Tensor
     """[batch, time, classes]; past a clip's length they repeat its last."""
 
@@ -25,7 +25,11 @@ class ClipLogits(NamedTuple):
 class ClipClassifier(nn.Module):
     """uint8 clips to logits.
 
-    Shape: frames uint8 [batch, time, height, width, 3], lengths [batch] or None -> ClipLogits.
+    The head reads the last layer's hidden state at each step. Of a bidirectional network that is the state of both
+    directions at this step where the steps' mean is taken; where the last step counts, the backward direction gives its
+    final state, which has read the whole clip, to every step, so that the last step has what torch calls h_n.
+
+    Shape: frames uint8 [batch, time, height, width, 3], lengths [batch] (1 to time) or None -> ClipLogits.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -36,11 +40,15 @@ class ClipClassifier(nn.Module):
             config.output_modes,
             config.tt_ranks,
             batch_first=True,
+            num_layers=config.num_layers,
+            bidirectional=config.bidirectional,
+            dropout=config.dropout if config.num_layers > 1 else 0.0,
             recurrent_dropout=config.recurrent_dropout,
             kernel_penalty=Penalty(l2=config.kernel_l2) if config.kernel_l2 else None,
+            **config.cell_options(),
         )
         self.dropout = nn.Dropout(config.dropout)
-        self.head = nn.Linear(config.hidden_size, len(config.labels))
+        self.head = nn.Linear(config.hidden_size * self.rnn.num_directions, len(config.labels))
         mean, std = torch.tensor(config.scaling.mean), torch.tensor(config.scaling.std)
         self.pixel_scale: Tensor
         self.pixel_shift: Tensor
@@ -58,7 +66,11 @@ class ClipClassifier(nn.Module):
                 f"expected uint8 frames [batch, time, {sampling.height}, {sampling.width}, 3], "
                 f"got {frames.dtype} {list(frames.shape)}"
             )
-        outputs, _ = self.rnn(self.scale(frames), lengths=lengths)
+        outputs, state = self.rnn(self.scale(frames), lengths=lengths)
+        if self.config.bidirectional and self.config.pooling == "last":
+            backward = (state[0] if isinstance(state, tuple) else state)[-1]
+            forward = outputs[..., : self.config.hidden_size]
+            outputs = torch.cat([forward, backward[:, None].expand_as(forward)], -1)
         steps = self.head(self.dropout(outputs))
         time = frames.shape[1]
         if lengths is None:
@@ -74,22 +86,26 @@ class ClipClassifier(nn.Module):
 
     @property
     def projection(self) -> TTLinear:
-        """The train from a frame to the gates."""
-        cell = self.rnn.cells[0]
-        assert isinstance(cell, TTCell)
-        return cell.projection
+        """The train from a frame to the gates; the first of two where the clip is read in both directions."""
+        return self.cells[0].projection
+
+    @property
+    def cells(self) -> list[TTCell]:
+        """Layer after layer, the forward direction before the backward."""
+        return [cell for cell in self.rnn.cells if isinstance(cell, TTCell)]
 
     def num_parameters(self) -> int:
         return sum(p.numel() for p in self.parameters())
 
     def compression(self) -> Compression:
-        """How many times more weights the same network has with a dense input-to-hidden matrix."""
+        """How many times more weights the same network has with dense matrices."""
         shape = self.projection.shape
-        saved = shape.in_features * shape.out_features - shape.num_parameters
+        trains = [module.shape for module in self.rnn.modules() if isinstance(module, TTLinear)]
+        saved = sum(train.in_features * train.out_features - train.num_parameters for train in trains)
         rnn = sum(p.numel() for p in self.rnn.parameters())
         model = self.num_parameters()
         return Compression(
-            input_to_hidden=shape.in_features * shape.out_features / shape.num_parameters,
+            input_to_hidden=shape.compression,
             rnn=(rnn + saved) / rnn,
             model=(model + saved) / model,
         )

@@ -10,13 +10,18 @@ from typing import Any, Literal
 
 from service.manifest import Scaling
 from service.video import Sampling
+from ttmodels.activations import ACTIVATIONS
 from ttmodels.modes import check_modes
 from ttmodels.tensor_train import TTShape
 
 
-def _option(default: Any, meaning: str) -> Any:
+def _option(default: Any, meaning: str, choices: tuple[str, ...] | None = None) -> Any:
     """A field that is an option of `ttmodels.train` too, with what --help says of it."""
-    return field(default=default, metadata={"help": meaning})
+    return field(default=default, metadata={"help": meaning, "choices": choices})
+
+
+CELLS = ("rnn", "gru", "lstm")
+POOLINGS = ("last", "mean")
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,8 @@ class ModelConfig:
     """A ClipClassifier: what a clip is, the TT recurrence, the classes.
 
     Raises:
-        ValueError: modes that do not multiply to the frame, an unknown cell, fewer than two labels.
+        ValueError: modes that do not multiply to the frame, an unknown cell, an option that the cell does not have,
+            fewer than two labels.
     """
 
     labels: tuple[str, ...]
@@ -32,9 +38,19 @@ class ModelConfig:
     output_modes: tuple[int, ...]
     tt_ranks: tuple[int, ...]
     """d + 1 of them, 1 at both ends."""
-    cell: Literal["rnn", "gru", "lstm"] = _option("gru", "the recurrence")
-    pooling: Literal["last", "mean"] = _option("last", "a clip's logits: those at its last step, or the steps' mean")
-    dropout: float = _option(0.0, "share of the units dropped between the recurrence and the head, in training")
+    cell: Literal["rnn", "gru", "lstm"] = _option("gru", "the recurrence", CELLS)
+    num_layers: int = _option(1, "recurrences above one another")
+    bidirectional: bool = _option(False, "each layer reads the clip from its end too")
+    activation: str = _option("tanh", "of the new state", tuple(ACTIVATIONS))
+    recurrent_activation: str = _option("sigmoid", "of the gates of a gru or lstm", tuple(ACTIVATIONS))
+    reset_after: bool = _option(True, "a gru's reset gate comes after the hidden product, as torch has it, or before")
+    recurrent_ranks: tuple[int, ...] = _option(
+        (), "inner TT-ranks of the hidden-to-hidden matrix, one for all or each; without them it is dense"
+    )
+    pooling: Literal["last", "mean"] = _option(
+        "last", "a clip's logits: those at its last step, or the steps' mean", POOLINGS
+    )
+    dropout: float = _option(0.0, "share of the units dropped after each layer, in training")
     recurrent_dropout: float = _option(
         0.0, "share of the hidden units that the hidden product does not see, in training, one choice a clip"
     )
@@ -46,10 +62,14 @@ class ModelConfig:
         shape = TTShape(self.input_modes, self.output_modes, self.tt_ranks)
         height, width = self.sampling.height, self.sampling.width
         check_modes(shape.input_modes, height * width * 3, f"input_modes for {width}x{height} RGB")
-        if self.cell not in ("rnn", "gru", "lstm"):
-            raise ValueError(f"expected a cell of rnn, gru, lstm, got {self.cell!r}")
-        if self.pooling not in ("last", "mean"):
-            raise ValueError(f"expected a pooling of last, mean, got {self.pooling!r}")
+        _check_choices(self)
+        if self.num_layers < 1:
+            raise ValueError(f"expected a num_layers of at least 1, got {self.num_layers}")
+        if self.cell == "rnn" and self.recurrent_activation != "sigmoid":
+            raise ValueError(f"recurrent_activation: an rnn has no gates, got {self.recurrent_activation!r}")
+        if self.cell != "gru" and not self.reset_after:
+            raise ValueError(f"reset_after: expected a gru where it is off, got {self.cell!r}")
+        self.cell_options()  # which says what does not fit of the recurrent ranks
         if len(set(self.labels)) != len(self.labels) or len(self.labels) < 2:
             raise ValueError(f"expected at least two labels that differ, got {list(self.labels)}")
         for name in ("dropout", "recurrent_dropout"):
@@ -61,6 +81,19 @@ class ModelConfig:
     @property
     def hidden_size(self) -> int:
         return math.prod(self.output_modes)
+
+    def cell_options(self) -> dict[str, Any]:
+        """What the recurrence's cells take of this."""
+        options: dict[str, Any] = {"activation": self.activation}
+        if self.recurrent_ranks:
+            ranks = self.recurrent_ranks[0] if len(self.recurrent_ranks) == 1 else self.recurrent_ranks
+            TTShape.make(self.output_modes, self.output_modes, ranks, argument="recurrent_ranks")
+            options["recurrent_ranks"] = ranks
+        if self.cell != "rnn":
+            options["recurrent_activation"] = self.recurrent_activation
+        if self.cell == "gru":
+            options["reset_after"] = self.reset_after
+        return options
 
 
 @dataclass(frozen=True)
@@ -103,6 +136,13 @@ class TrainConfig:
             raise ValueError(f"expected a seed of at least 0, got {self.seed}")
 
 
+def _check_choices(config: ModelConfig) -> None:
+    for f in dataclasses.fields(config):
+        choices, value = f.metadata.get("choices"), getattr(config, f.name)
+        if choices and value not in choices:
+            raise ValueError(f"{f.name}: expected one of {', '.join(choices)}, got {value!r}")
+
+
 def to_json(config: ModelConfig | TrainConfig) -> str:
     def plain(value: object) -> object:
         if isinstance(value, (Sampling, Scaling)):
@@ -115,8 +155,9 @@ def to_json(config: ModelConfig | TrainConfig) -> str:
 
 def model_config_from_json(text: str) -> ModelConfig:
     values = _known(ModelConfig, text)
-    for name in ("labels", "input_modes", "output_modes", "tt_ranks"):
-        values[name] = tuple(values[name])
+    for name in ("labels", "input_modes", "output_modes", "tt_ranks", "recurrent_ranks"):
+        if name in values:
+            values[name] = tuple(values[name])
     values["sampling"] = Sampling.model_validate(values["sampling"])
     values["scaling"] = Scaling.model_validate(values["scaling"])
     return ModelConfig(**values)

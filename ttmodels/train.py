@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 from ttmodels.commandline import command, positive, require
 
@@ -192,6 +192,7 @@ def _summary(model: ClipClassifier, train_data: DecodedClips, valid_data: Decode
         f"clips            {len(train_data)} to train on, {len(valid_data)} to choose by",
         f"sampling         {sampling.num_frames} frames of {sampling.width}x{sampling.height}, {sampling.policy}",
         f"TT-{config.cell.upper():<13} {shape.input_modes} -> {shape.output_modes}, ranks {shape.tt_ranks}",
+        f"layers           {config.num_layers}, {'both directions' if config.bidirectional else 'forward'}",
     ]
     lines += [
         f"{name:<16} {count:>9,} parameters, {times:>10,.1f} times fewer than dense" for name, count, times in sizes
@@ -254,9 +255,20 @@ def _options(config: type) -> dict[str, dataclasses.Field[Any]]:
 
 def _spelled(name: str, value: Any) -> str:
     option = f"--{name.replace('_', '-')}"
-    if value is None:
+    if value in (None, (), False):
         return f"no {option}"
+    if value is True:
+        return option
     return f"{option} {' '.join(map(str, value)) if isinstance(value, tuple) else shlex.quote(str(value))}"
+
+
+def _form(default: object, choices: tuple[str, ...] | None = None) -> dict[str, Any]:
+    """How argparse reads an option, by its default."""
+    if isinstance(default, bool):
+        return {"action": argparse.BooleanOptionalAction}
+    if isinstance(default, tuple):
+        return {"type": int, "nargs": "+"}
+    return {"type": str if default is None else type(default), "choices": choices}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -276,8 +288,8 @@ def _parser() -> argparse.ArgumentParser:
 
     def add(group: argparse._ArgumentGroup, name: str, default: object, meaning: str, **more: Any) -> None:
         """An option that is left out is not in the namespace, so that --resume can tell what was given."""
-        shown = meaning if default is None else f"{meaning} ({default})"
-        how: dict[str, Any] = {"type": type(default), "default": argparse.SUPPRESS, "help": shown} | more
+        shown = meaning if default in (None, ()) else f"{meaning} ({default})"
+        how = _form(default) | {"default": argparse.SUPPRESS, "help": shown} | more
         group.add_argument(f"--{name.replace('_', '-')}", **how)
 
     model = parser.add_argument_group("model")
@@ -292,11 +304,8 @@ def _parser() -> argparse.ArgumentParser:
     add(model, "output_modes", "balanced", "factors of the hidden size", **modes)
     run = parser.add_argument_group("run")
     for group, config in ((model, ModelConfig), (run, TrainConfig)):
-        hints = get_type_hints(config)
         for name, f in _options(config).items():
-            kind = str if f.default is None else type(f.default)
-            choices = get_args(hints[name]) if isinstance(f.default, str) else None
-            add(group, name, f.default, f.metadata["help"], type=kind, choices=choices)
+            add(group, name, f.default, f.metadata["help"], **_form(f.default, f.metadata["choices"]))
     return parser
 
 
