@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ttmodels.products import add_product, product
+
 
 def _start(first: Tensor, time: int) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Storage for all states, and its slices."""
@@ -33,7 +35,7 @@ def _slices(gates: Tensor, size: int, *bounds: tuple[int, int]) -> list[tuple[Te
 def _hidden_gradients(d_hidden: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
     """Of the weight [gates * H, H] and the bias, from those of h @ weight.T + bias in all steps."""
     flat = d_hidden.flatten(0, 1)
-    return flat.T @ states[:-1].flatten(0, 1), flat.sum(0)
+    return product(flat.T, states[:-1].flatten(0, 1)), flat.sum(0)
 
 
 class GRUOverTime(torch.autograd.Function):
@@ -50,7 +52,7 @@ class GRUOverTime(torch.autograd.Function):
         everything, rz, r, z, hn = _slices(hidden, size, (0, 3), (0, 2), (0, 1), (1, 2), (2, 3))
         gates_n, n, transposed = gates[..., 2 * size :].unbind(0), candidates.unbind(0), weight.T
         for t in range(time):
-            everything[t].addmm_(h[t], transposed)
+            add_product(everything[t], h[t], transposed, out=everything[t])
             rz[t].sigmoid_()
             torch.addcmul(gates_n[t], r[t], hn[t], out=n[t]).tanh_()
             torch.lerp(n[t], h[t], z[t], out=h[t + 1])
@@ -85,7 +87,7 @@ class GRUOverTime(torch.autograd.Function):
         for t in reversed(range(time)):
             d_h_at[t].copy_(now)
             slopes[t].mul_(now[:, None])
-            now = torch.addcmul(d_out[t], now, kept_at[t]).addmm_(d_hidden[t], weight)
+            now = add_product(torch.addcmul(d_out[t], now, kept_at[t]), d_hidden[t], weight)
         d_weight, d_bias = _hidden_gradients(slope, states)
         d_gates = torch.cat((slope[..., : 2 * size], d_h.mul_(to_n)), -1)
         return d_gates, now, d_weight, d_bias, None
@@ -105,7 +107,7 @@ class LSTMOverTime(torch.autograd.Function):
         everything, i_f, i, f, g, o = _slices(made, size, (0, 4), (0, 2), (0, 1), (1, 2), (2, 3), (3, 4))
         transposed, tanh_c = weight.T, squashed.unbind(0)
         for t in range(time):
-            everything[t].addmm_(h[t], transposed)
+            add_product(everything[t], h[t], transposed, out=everything[t])
             i_f[t].sigmoid_()
             g[t].tanh_()
             o[t].sigmoid_()
@@ -145,6 +147,6 @@ class LSTMOverTime(torch.autograd.Function):
             slopes_o[t].mul_(now_h)
             now_c = torch.addcmul(d_c[t], all_c, kept_at[t])
             passed = d_h[t] if present is None else torch.addcmul(d_h[t], now_h, (~present[t]).to(now_h.dtype))
-            now_h = torch.addmm(passed, d_made[t], weight)
+            now_h = add_product(passed, d_made[t], weight)
         d_weight, d_bias = _hidden_gradients(slope, states)
         return slope, now_h, now_c, d_weight, d_bias, None
