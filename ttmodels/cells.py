@@ -113,6 +113,11 @@ class TTCell(nn.Module, ABC):
     def input_size(self) -> int:
         return self.projection.in_features
 
+    @property
+    def hidden_matrix(self) -> Tensor:
+        """The hidden-to-hidden matrix [num_gates * hidden, hidden], merged where it is a train."""
+        return self.hidden.full().T if isinstance(self.hidden, TTLinear) else self.hidden.weight
+
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Initialise anew: the projection by its own initialiser, hidden blocks by theirs, biases 0."""
@@ -157,6 +162,13 @@ class TTCell(nn.Module, ABC):
     @abstractmethod
     def step(self, projected: Tensor, state: State, mask: Tensor | None = None) -> State:
         """The new state, h first, from projected gates [batch, num_gates * hidden]."""
+
+    def step_where(self, there: Tensor | None, projected: Tensor, state: State, mask: Tensor | None = None) -> State:
+        """`step` where bool there [batch, 1] says so, and the old state elsewhere."""
+        new = self.step(projected, state, mask)
+        if there is None:
+            return new
+        return tuple(torch.where(there, now, old) for now, old in zip(new, state, strict=True))
 
     def initial_state(self, projected: Tensor) -> State:
         shape = (*projected.shape[:-1], self.hidden_size)

@@ -10,6 +10,7 @@ Both readers of a model go through here: the exporter's own graph and plain `tor
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -19,9 +20,9 @@ from torch.nn import functional
 from ttmodels import activations
 from ttmodels.activations import Activation
 from ttmodels.cells import TTCell, TTGRUCell, TTLSTMCell, TTRNNCell
-from ttmodels.linear import TTLinear
 
-Attributes = dict[str, int | list[str] | list[float]]
+Attributes = dict[str, int | float | str | bool | Sequence[int] | Sequence[float] | Sequence[str] | Sequence[bool]]
+"""As torch's exporter has them."""
 
 _OPS: dict[type[TTCell], tuple[str, tuple[int, ...]]] = {
     TTRNNCell: ("RNN", (0,)),
@@ -30,16 +31,17 @@ _OPS: dict[type[TTCell], tuple[str, tuple[int, ...]]] = {
 }
 """The op, and its gates as places in torch's order."""
 
-_ACTIVATIONS: dict[Activation, tuple[str, float, float]] = {
-    torch.tanh: ("Tanh", 0.0, 0.0),
-    torch.sigmoid: ("Sigmoid", 0.0, 0.0),
-    activations.hard_sigmoid: ("HardSigmoid", 0.2, 0.5),
-    torch.relu: ("Relu", 0.0, 0.0),
-    activations.linear: ("Affine", 1.0, 0.0),
-    functional.elu: ("Elu", 1.0, 0.0),
-    functional.softsign: ("Softsign", 0.0, 0.0),
+_ACTIVATIONS: dict[Activation, tuple[str, list[float], list[float]]] = {
+    torch.tanh: ("Tanh", [], []),
+    torch.sigmoid: ("Sigmoid", [], []),
+    activations.hard_sigmoid: ("HardSigmoid", [0.2], [0.5]),
+    torch.relu: ("Relu", [], []),
+    activations.linear: ("Affine", [1.0], [0.0]),
+    functional.elu: ("Elu", [1.0], []),
+    functional.softsign: ("Softsign", [], []),
 }
-"""The op's name of an activation, its alpha and its beta."""
+"""The op's name of an activation, its alpha and its beta, where it has them: the op's lists hold those only. Softplus
+is left out, since ONNX Runtime's overflows."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,11 @@ class NativeOp:
         )
 
 
+def is_known(cell: TTCell) -> bool:
+    """Whether the cell is of a class whose formula is known, and no class of somebody's own."""
+    return type(cell) in _OPS
+
+
 def native_op(cell: TTCell) -> NativeOp | None:
     """The cell as a standard op, or None where the ops cannot say its activations.
 
@@ -72,7 +79,7 @@ def native_op(cell: TTCell) -> NativeOp | None:
     Raises:
         ValueError: a cell of another class, whose formula is not known.
     """
-    if type(cell) not in _OPS:
+    if not is_known(cell):
         raise ValueError(f"expected a cell of {', '.join(kind.__name__ for kind in _OPS)}, got {type(cell).__name__}")
     op_type, order = _OPS[type(cell)]
     size = cell.hidden_size
@@ -85,18 +92,16 @@ def native_op(cell: TTCell) -> NativeOp | None:
         return None
     if inner is not torch.tanh or (op_type != "RNN" and gates is not torch.sigmoid):
         names, alphas, betas = zip(*(_ACTIVATIONS[activation] for activation in used), strict=True)
-        attributes |= {
-            "activations": list(names),
-            "activation_alpha": list(alphas),
-            "activation_beta": list(betas),
-        }
+        attributes["activations"] = list(names)
+        for name, values in (("activation_alpha", alphas), ("activation_beta", betas)):
+            if any(values):
+                attributes[name] = [number for value in values for number in value]
 
     def reordered(rows: Tensor) -> Tensor:
         return torch.cat([rows[gate * size : (gate + 1) * size] for gate in order])
 
-    hidden = cell.hidden
-    weight = hidden.full().T if isinstance(hidden, TTLinear) else hidden.weight
-    bias = weight.new_zeros(weight.shape[0]) if hidden.bias is None else hidden.bias
+    weight = cell.hidden_matrix
+    bias = weight.new_zeros(weight.shape[0]) if cell.hidden.bias is None else cell.hidden.bias
     return NativeOp(
         op_type,
         identity=reordered(torch.eye(weight.shape[0], dtype=weight.dtype, device=weight.device))[None],

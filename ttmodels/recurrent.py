@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from ttmodels import tensor_train
+from ttmodels import onnx_recurrence, tensor_train
 from ttmodels.cells import State, TTCell, TTGRUCell, TTLSTMCell, TTRNNCell
 from ttmodels.linear import TTLinear
 from ttmodels.linear import penalty as penalty_of
+from ttmodels.presence import Presence
 from ttmodels.products import no_autocast, plain_autograd
 from ttmodels.tensor_train import Ranks
 
@@ -133,7 +134,7 @@ class TTRecurrent(nn.Module):
         x = input if batched and self.batch_first else input.transpose(0, 1) if batched else input[None]
         if hx is not None and not batched:
             hx = hx[:, None] if isinstance(hx, Tensor) else tuple(part[:, None] for part in hx)
-        outputs, state = self._run(self._projected(0, x), hx, self._presence(x, lengths, mask))
+        outputs, state = self._run(self._projected(0, x), hx, Presence.of(x, lengths, mask))
         if not batched:
             outputs, state = outputs[0], tuple(part[:, 0] for part in state)
         elif self.return_sequences and not self.batch_first:
@@ -149,8 +150,8 @@ class TTRecurrent(nn.Module):
             padded, lengths = pad_packed_sequence(_with_data(packed, gates), batch_first=True)
             projected.append(padded)
         assert lengths is not None
-        present = torch.arange(projected[0].shape[1])[None, :] < lengths[:, None]
-        outputs, state = self._run(projected, hx, present.to(projected[0].device))
+        present = Presence.first(lengths.to(projected[0].device), projected[0].shape[1])
+        outputs, state = self._run(projected, hx, present)
         returned = state if len(state) > 1 else state[0]
         if not self.return_sequences:
             return outputs, returned
@@ -164,31 +165,13 @@ class TTRecurrent(nn.Module):
         first = layer * self.num_directions
         return [self._cell(index).projection(x) for index in range(first, first + self.num_directions)]
 
-    def _presence(self, x: Tensor, lengths: Tensor | Sequence[int] | None, mask: Tensor | None) -> Tensor | None:
-        """bool [batch, time]: which steps are there; None for all."""
-        batch, time = x.shape[:2]
-        if lengths is not None and mask is not None:
-            raise ValueError("lengths, mask: expected one of them, got both")
-        if lengths is not None:
-            counts = torch.as_tensor(lengths, device=x.device)
-            if counts.shape != (batch,):
-                raise ValueError(f"lengths: expected shape [{batch}], got {list(counts.shape)}")
-            if counts.is_floating_point():
-                raise ValueError(f"lengths: expected integers, got {counts.dtype}")
-            if not torch.compiler.is_compiling() and batch and not 0 <= int(counts.min()) <= int(counts.max()) <= time:
-                raise ValueError(
-                    f"lengths: expected 0 to {time}, the time axis, got {int(counts.min())} to {int(counts.max())}"
-                )
-            return torch.arange(time, device=x.device)[None, :] < counts[:, None]
-        if mask is not None and (mask.shape != (batch, time) or mask.dtype != torch.bool):
-            raise ValueError(f"mask: expected bool [{batch}, {time}], got {mask.dtype} {list(mask.shape)}")
-        return mask
-
     def _run(
-        self, projected: list[Tensor], hx: Tensor | State | None, present: Tensor | None
+        self, projected: list[Tensor], hx: Tensor | State | None, present: Presence | None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Layer after layer; outputs [batch, time, ...] and the states, each [layers * directions, batch, hidden]."""
         first = self._initial(projected[0], hx)
+        if self.go_backwards:
+            projected, present = [gates.flip(1) for gates in projected], None if present is None else present.flip()
         finals: list[State] = []
         outputs = projected[0]
         for layer in range(self.num_layers):
@@ -199,38 +182,40 @@ class TTRecurrent(nn.Module):
             parts = []
             for direction, gates in enumerate(projected):
                 index = layer * self.num_directions + direction
-                backwards = direction == 1 or (self.go_backwards and layer == 0)
-                state = tuple(part[index] for part in first)
-                seen, final = recur(self._cell(index), gates, state, present, backwards=backwards)
-                if self.go_backwards and layer == 0:
-                    seen, present = seen.flip(1), None if present is None else present.flip(1)
+                seen, final = recur(self._cell(index), gates, first[index], present, backwards=direction == 1)
                 parts.append(seen)
                 finals.append(final)
             outputs = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
         states = tuple(torch.stack(part) for part in zip(*finals, strict=True))
-        if self.stateful:
+        if self._carries:
             self._carried = tuple(part.detach() for part in states)
         if not self.return_sequences:
             outputs = torch.cat([final[0] for final in finals[-self.num_directions :]], -1)
         return outputs, states
 
-    def _initial(self, projected: Tensor, hx: Tensor | State | None) -> tuple[Tensor, ...]:
+    def _initial(self, projected: Tensor, hx: Tensor | State | None) -> list[State]:
+        """Each cell's first state."""
         cell = self._cell(0)
         shape = (len(self.cells), projected.shape[0], self.hidden_size)
-        if hx is None and self.stateful and self._carried is not None:
+        if hx is None and self._carries and self._carried is not None:
             hx = tuple(part.to(projected) for part in self._carried)
             if hx[0].shape != shape:
                 raise ValueError(
                     f"a stateful network carries a batch of {hx[0].shape[1]}, got {shape[1]}; call reset_state() first"
                 )
         if hx is None:
-            return tuple(projected.new_zeros(shape) for _ in range(cell.num_states))
+            return [(projected.new_zeros(shape[1:]),) * cell.num_states] * len(self.cells)
         parts = (hx,) if isinstance(hx, Tensor) else tuple(hx)
         if len(parts) != cell.num_states or any(part.shape != shape for part in parts):
             raise ValueError(
                 f"hx: expected {cell.num_states} state(s) of shape {list(shape)}, got {[list(p.shape) for p in parts]}"
             )
-        return parts
+        return [tuple(part[index] for part in parts) for index in range(len(self.cells))]
+
+    @property
+    def _carries(self) -> bool:
+        """Whether its state goes on from call to call; in an exported graph it is an input and an output instead."""
+        return self.stateful and not torch.onnx.is_in_onnx_export()
 
     # ---- from torch's own
 
@@ -288,23 +273,26 @@ class TTRecurrent(nn.Module):
 
 
 def recur(
-    cell: TTCell, projected: Tensor, state: State, present: Tensor | None, *, backwards: bool = False
+    cell: TTCell, projected: Tensor, state: State, present: Presence | None, *, backwards: bool = False
 ) -> tuple[Tensor, State]:
     """The sequential part of one layer in one direction.
 
-    Shape: projected [batch, time, gates], present bool [batch, time] -> h [batch, time, hidden], 0 where absent, in the
-    order of the input also where it is read backwards, and the last state.
+    Shape: projected [batch, time, gates] -> h [batch, time, hidden], 0 where absent, in the order of the input also
+    where it is read backwards, and the last state.
     """
     with no_autocast(projected):
         projected, state = cell.prepare(projected, state, "hx")
         mask = cell.recurrent_mask(projected)
+        if torch.onnx.is_in_onnx_export():
+            return onnx_recurrence.recur(cell, projected, state, present, mask, backwards=backwards)
+        there = None if present is None else present.mask.T[..., None]
+        steps = projected.transpose(0, 1)
         if backwards:
-            projected, present = projected.flip(1), None if present is None else present.flip(1)
-        there = None if present is None else present.T[..., None]
-        if mask is None and cell.fused and projected.numel() and not plain_autograd(projected):
-            outputs, state = cell.over_time(projected.transpose(0, 1), state, there)
+            steps, there = steps.flip(0), None if there is None else there.flip(0)
+        if mask is None and cell.fused and steps.numel() and not plain_autograd(steps):
+            outputs, state = cell.over_time(steps, state, there)
         else:
-            outputs, state = _loop(cell, projected.transpose(0, 1).contiguous(), state, there, mask)
+            outputs, state = _loop(cell, steps.contiguous(), state, there, mask)
         if there is not None:
             outputs = outputs * there
     outputs = outputs.transpose(0, 1)
@@ -317,10 +305,7 @@ def _loop(
     """Step by step; projected [time, batch, gates] -> h [time, batch, hidden] and the last state."""
     outputs = []
     for t, gates in enumerate(projected.unbind(0)):
-        new = cell.step(gates, state, mask)
-        if there is not None:
-            new = tuple(torch.where(there[t], now, old) for now, old in zip(new, state, strict=True))
-        state = new
+        state = cell.step_where(None if there is None else there[t], gates, state, mask)
         outputs.append(state[0])
     if not outputs:
         return projected.new_zeros(0, projected.shape[1], cell.hidden_size), state
