@@ -1,0 +1,185 @@
+"""The report on a model file: everything in it, from any ONNX file, and one clear line about a broken one."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+from exporters import inspect
+from exporters.cost import cost
+from exporters.inspect import assignment
+from service.engine.provider import CPU
+from service.manifest import METADATA_KEY, Manifest
+from tests.exporters.test_browser import BUNDLED
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> Path:
+    """An ONNX file of somebody else's: y = relu(x w), rows open."""
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["a"], name="product"), helper.make_node("Relu", ["a"], ["y"], "act")],
+        "foreign",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", 4])],
+        [helper.make_tensor("w", TensorProto.FLOAT, (3, 4), [0.0] * 12)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path = tmp_path / "foreign.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    assert inspect.main([str(argument) for argument in arguments]) == 0
+    return capsys.readouterr().out
+
+
+def test_everything_about_an_exported_file(capsys: pytest.CaptureFixture[str]) -> None:
+    model = onnx.load(BUNDLED)
+    manifest = Manifest.from_metadata({entry.key: entry.value for entry in model.metadata_props})
+    out = printed(capsys, BUNDLED)
+    for line in (
+        rf"name +{manifest.name}",
+        rf"labels +{', '.join(manifest.labels)}",
+        rf"checkpoint_sha256 +{manifest.checkpoint_sha256}",
+        r"num_frames +16",
+        r"resize_filter +area",
+        r"tt_ranks +1, 8, 8, 8, 1",
+        r"opset +21 of ai.onnx",
+        r"input +frames uint8 \[batch, time, 120, 160, 3\]",
+        r"output +logits_over_time float \[batch, time, 9\]",
+        r"split +unseen: balls",
+    ):
+        assert re.search(rf"^ *{line}$", out, re.MULTILINE), line
+    values = sum(onnx.numpy_helper.to_array(weight).size for weight in model.graph.initializer)
+    assert f"parameters  {values:,} values" in out
+    assert "cost at batch 1, time 16" in out
+    macs = cost(model, {"batch": 1, "time": 16}).macs.total()
+    assert re.search(rf"^ *MACs +{macs:,} +{macs / 16:,.0f}$", out, re.MULTILINE)
+
+
+def test_no_field_of_the_manifest_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    out = printed(capsys, BUNDLED)
+    for name, value in json.loads(_metadata(BUNDLED)[METADATA_KEY]).items():
+        assert value in ("", None, [], {}) or re.search(rf"^  {name}\b", out, re.MULTILINE), name
+
+
+def test_sizes_are_the_asker_s(capsys: pytest.CaptureFixture[str]) -> None:
+    macs = cost(onnx.load(BUNDLED), {"batch": 4, "time": 3}).macs.total()
+    out = printed(capsys, BUNDLED, "--size", "batch=4", "--size", "time=3")
+    assert re.search(rf"^ *MACs +{macs:,} +{macs / 12:,.0f}$", out, re.MULTILINE)
+
+
+def test_a_foreign_file_lacks_the_manifest_and_nothing_else(foreign: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = printed(capsys, foreign, "--size", "rows=5")
+    assert f"expected the metadata key '{METADATA_KEY}', found no metadata" in out
+    assert "ops         2: MatMul 1, Relu 1" in out
+    assert re.search(r"^ *MACs +60$", out, re.MULTILINE)
+    assert re.search(rf"^ *{CPU} +MatMul +product$", out, re.MULTILINE)
+
+
+def test_a_manifest_of_another_version_is_said_and_the_rest_shown(
+    foreign: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = onnx.load(foreign)
+    helper.set_model_props(model, {METADATA_KEY: "{}"})
+    foreign.write_bytes(model.SerializeToString())
+    out = printed(capsys, foreign)
+    assert "its manifest does not fit format 1: name: Field required" in out
+    assert "ops         2: MatMul 1, Relu 1" in out
+
+
+def test_the_assignment_is_that_of_a_run(tmp_path: Path) -> None:
+    """What ONNX Runtime says beforehand against the profile of a run of the same, not further optimised, graph."""
+    options = onnxruntime.SessionOptions()
+    options.enable_profiling = True
+    options.profile_file_prefix = str(tmp_path / "run")
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    session = onnxruntime.InferenceSession(BUNDLED, options, providers=[CPU])
+    session.run(None, {"frames": np.zeros((1, 2, 120, 160, 3), np.uint8), "lengths": np.array([2], np.int32)})
+    events = [event["args"] for event in json.loads(Path(session.end_profiling()).read_text()) if "args" in event]
+    ran = Counter((args["provider"], args["op_name"]) for args in events if args.get("provider"))
+    said = Counter((provider, op) for provider, op, _ in assignment(BUNDLED))
+    assert said == ran
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"hello world", "expected an ONNX file, got something else or a broken one"),
+        (BUNDLED.read_bytes()[:200_000], "expected an ONNX file, got something else or a broken one"),
+        (b"", "expected an ONNX file with a graph, got one of 0 bytes without"),
+    ],
+    ids=["text", "cut", "empty"],
+)
+def test_a_broken_file_is_one_line(
+    content: bytes, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "broken.onnx"
+    path.write_bytes(content)
+    assert inspect.main([str(path)]) == 2
+    assert capsys.readouterr().err == f"error: {path}: {message}\n"
+
+
+def test_a_file_that_onnx_runtime_does_not_load(foreign: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What can be said of it is said first."""
+    model = onnx.load(foreign)
+    model.graph.node[1].op_type, model.graph.node[1].domain = "Relux", "com.example"
+    model.opset_import.append(helper.make_opsetid("com.example", 1))
+    foreign.write_bytes(model.SerializeToString())
+    assert inspect.main([str(foreign)]) == 2
+    out, err = capsys.readouterr()
+    assert "ops         2: MatMul 1, com.example.Relux 1" in out
+    assert "left out, since their sizes are known only when they run: Relux 1" in out
+    assert "does not load it" in err
+    assert "Relux" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none.onnx"], "none.onnx: No such file or directory"),
+        ([str(BUNDLED), "--size", "tim=3"], "expected sizes of batch, time, got one of tim"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert inspect.main(arguments) == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_cuda_is_asked_for_in_vain(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(inspect, "cuda_fault", lambda: "no driver")
+    assert inspect.main([str(BUNDLED), "--provider", "cuda"]) == 2
+    assert capsys.readouterr().err == "error: expected CUDA, which cannot be used here: no driver\n"
+
+
+@pytest.mark.gpu
+def test_on_cuda_the_products_are_there() -> None:
+    providers = {op: provider for provider, op, _ in assignment(BUNDLED, "cuda")}
+    assert {providers["MatMul"], providers["GRU"]} == {"CUDAExecutionProvider"}
+
+
+@pytest.mark.slow
+def test_the_command_needs_no_torch() -> None:
+    script = (
+        "import sys; sys.modules['torch'] = None; from exporters import inspect; "
+        f"sys.exit(inspect.main([{str(BUNDLED)!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "moving_digits" in done.stdout
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
