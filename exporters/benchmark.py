@@ -1,0 +1,260 @@
+"""Time a model file against its likes: `python -m exporters.benchmark model.onnx --against dense,chain`.
+
+`dense` is the same model with its train as one matrix, `chain` with one core after the other, both in fp32; a name that
+ends in .onnx is another file of the same clips. Times are medians of whole runs in ONNX Runtime on the CPU, uint8
+frames in, logits out. Contenders take turns, several runs each, so that whatever else the machine does hits all alike;
+threads do not spin while they wait, as in the service.
+
+With --checkpoint, dense and chain hold the weights that the file was exported from, and the table shows how far their
+logits lie from the file's. Without it they hold random weights of the same shapes, which take the same time: the file
+has its cores merged, so they cannot be had from it.
+
+The share of the memory bandwidth is what a run has to move at least (inputs, weights and outputs, each once) in its
+time, over the bandwidth at which numpy reads the same frames in the same turns (the largest of all bytes, on one thread
+or on all, whichever is faster). What fits into a cache is read from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from ttmodels.commandline import command, positive, require
+
+if __name__ == "__main__":  # before the imports that need them
+    require("torch", "safetensors", "onnx", "onnx_ir")
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+
+from exporters.cost import weight_bytes
+from exporters.graph import build
+from exporters.inspect import manifest_of, read
+from service.engine.provider import CPU
+from service.manifest import Manifest
+from ttmodels import checkpoint
+from ttmodels.atomic import in_place_of
+from ttmodels.classifier import ClipClassifier
+from ttmodels.config import ModelConfig
+from ttmodels.contraction import Plan
+
+PLANS: dict[str, Callable[[int], Plan]] = {
+    "dense": lambda num_cores: Plan((num_cores,)),
+    "chain": lambda num_cores: Plan((1,) * num_cores),
+}
+RUNS_A_TURN = 5
+"""Timed runs of a contender before the next one's turn; one more before them fills its caches."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A model to time."""
+
+    name: str
+    source: Path | bytes
+    num_weight_bytes: int
+    same_weights: bool
+    """As the file that all are measured against."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Of one contender at one batch size."""
+
+    batch: int
+    contender: str
+    median_ms: float
+    ratio: float
+    """Its median over that of the file."""
+    bandwidth_share: float
+    """Of the bandwidth measured in the same turns."""
+    difference: float | None = None
+    """Largest of its logits to the file's; None where it holds other weights."""
+
+
+def contenders(path: Path, against: Sequence[str], saved: Path | None = None) -> tuple[Manifest, list[Contender]]:
+    """What the file says of itself; the file, and those that it is measured against.
+
+    Raises:
+        ValueError: an unknown name, a broken file, a checkpoint that the file was not exported from.
+    """
+    if unknown := [name for name in against if name not in PLANS and not name.endswith(".onnx")]:
+        raise ValueError(f"--against: expected {', '.join(PLANS)} or a file that ends in .onnx, got {unknown[0]!r}")
+    manifest = manifest_of(read(path), path)
+    found = [_file(path, manifest)]
+    if PLANS.keys() & set(against):
+        model = _exported_from(saved, manifest) if saved else ClipClassifier(_like(manifest)).eval()
+    for name in against:
+        found.append(_planned(name, model, saved is not None) if name in PLANS else _file(Path(name), manifest))
+    return manifest, found
+
+
+def _file(path: Path, manifest: Manifest) -> Contender:
+    model = read(path)
+    same = manifest_of(model, path).checkpoint_sha256 == manifest.checkpoint_sha256
+    return Contender(str(path), path, weight_bytes(model.graph), same)
+
+
+def _planned(name: str, model: ClipClassifier, same_weights: bool) -> Contender:
+    graph: onnx.ModelProto = ir.to_proto(build(model, PLANS[name](model.projection.shape.num_cores)))
+    return Contender(name, graph.SerializeToString(), weight_bytes(graph.graph), same_weights)
+
+
+def _exported_from(saved: Path, manifest: Manifest) -> ClipClassifier:
+    loaded = checkpoint.load(saved)
+    if loaded.sha256 != manifest.checkpoint_sha256:
+        raise ValueError(
+            f"--checkpoint: expected the one that the file was exported from, its SHA-256 "
+            f"{manifest.checkpoint_sha256}; {saved} has {loaded.sha256}"
+        )
+    return loaded.model()
+
+
+def _like(manifest: Manifest) -> ModelConfig:
+    """A configuration of the same shapes: what the manifest says of the architecture under a configuration's names."""
+    known = {f.name for f in dataclasses.fields(ModelConfig)}
+    architecture = {name: value for name, value in manifest.architecture if name in known}
+    return ModelConfig(manifest.labels, sampling=manifest.sampling, scaling=manifest.scaling, **architecture)
+
+
+# ---- timing
+
+
+def measure(
+    clip_shape: tuple[int, ...], entries: Sequence[Contender], batch: int, *, threads: int = 2, rounds: int = 10
+) -> list[Figures]:
+    """Time reading a batch of noise and each contender's run on it."""
+    frames = np.random.default_rng(0).integers(0, 256, (batch, *clip_shape), np.uint8)
+    sessions = {entry.name: _session(entry, threads) for entry in entries}
+    feeds = {name: _feeds(session, frames) for name, session in sessions.items()}
+
+    def run(name: str) -> np.ndarray:
+        return np.asarray(sessions[name].run(["logits"], feeds[name])[0])
+
+    parts = np.array_split(frames.reshape(-1), threads)
+    with ThreadPoolExecutor(threads) as pool:
+        reading: dict[str, Callable[[], object]] = {
+            "reading the frames, 1 thread": frames.max,
+            f"reading the frames, {threads} threads": lambda: list(pool.map(np.max, parts)),
+        }
+        running = {name: lambda name=name: run(name) for name in sessions}
+        medians = {name: statistics.median(times) for name, times in in_turns(reading | running, rounds).items()}
+    bytes_per_s = frames.nbytes / min(medians[name] for name in reading)
+
+    def figures(name: str, num_bytes: int, difference: float | None = None) -> Figures:
+        share = num_bytes / medians[name] / bytes_per_s
+        return Figures(batch, name, 1e3 * medians[name], medians[name] / medians[entries[0].name], share, difference)
+
+    expected = run(entries[0].name)
+    found = [figures(name, frames.nbytes) for name in reading]
+    for entry in entries:
+        logits = run(entry.name)
+        difference = float(np.abs(logits - expected).max()) if entry.same_weights else None
+        found.append(figures(entry.name, frames.nbytes + entry.num_weight_bytes + logits.nbytes, difference))
+    return found
+
+
+def in_turns(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each call; every round gives each a turn, whose first run does not count."""
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            call()
+            for _ in range(RUNS_A_TURN):
+                start = time.perf_counter()
+                call()
+                taken[name].append(time.perf_counter() - start)
+    return taken
+
+
+def _session(entry: Contender, threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(entry.source, options, providers=[CPU])
+
+
+def _feeds(session: onnxruntime.InferenceSession, frames: np.ndarray) -> dict[str, np.ndarray]:
+    """The frames, their full lengths, and zeros for the state of a streaming graph."""
+    batch, length = frames.shape[:2]
+    feeds = {"frames": frames, "lengths": np.full(batch, length, np.int32)}
+    for state in session.get_inputs()[2:]:
+        feeds[state.name] = np.zeros([dim if isinstance(dim, int) else batch for dim in state.shape], np.float32)
+    return feeds
+
+
+# ---- for a person
+
+
+def table(rows: Sequence[Figures]) -> str:
+    """A line for each of them."""
+    cells = [("batch", "", "median ms", "times the file", "share of bandwidth", "logits differ by")]
+    for row in rows:
+        difference = "" if row.difference is None else f"{row.difference:.2g}"
+        numbers = (f"{row.median_ms:.3f}", f"{row.ratio:.2f}", f"{row.bandwidth_share:.3f}", difference)
+        cells.append((str(row.batch), row.contender, *numbers))
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join(
+        "  ".join(
+            f"{cell:<{width}}" if column == 1 else f"{cell:>{width}}"
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in cells
+    )
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
+
+
+def _batches(text: str) -> list[int]:
+    return [positive(part) for part in text.split(",")]
+
+
+@command
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m exporters.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", type=Path, help="an exported file")
+    parser.add_argument(
+        "--against", type=_names, default=["dense", "chain"], help="dense, chain, or files (dense,chain)"
+    )
+    parser.add_argument("--checkpoint", type=Path, help="what the file was exported from (random weights)")
+    parser.add_argument("--batch", type=_batches, default=[1, 16], help="clips in a run (1,16)")
+    parser.add_argument("--threads", type=positive, default=2, help="of ONNX Runtime (2)")
+    parser.add_argument("--rounds", type=positive, default=10, help=f"turns of {RUNS_A_TURN} runs for each (10)")
+    parser.add_argument("--json", type=Path, help="a file to write the figures to, too")
+    options = parser.parse_args(arguments)
+    manifest, entries = contenders(options.model, options.against, options.checkpoint)
+    clip, load = manifest.sampling.clip_shape, f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
+    where = f"onnxruntime {onnxruntime.__version__} on the CPU, {options.threads} threads, load {load} at the start"
+    print(f"{options.model}, {manifest.precision}; clips of {' x '.join(map(str, clip))}; {where}", flush=True)
+    rows = [
+        row
+        for batch in options.batch
+        for row in measure(clip, entries, batch, threads=options.threads, rounds=options.rounds)
+    ]
+    print(table(rows))
+    if options.json:
+        document = {"model": str(options.model), "machine": where, "figures": [dataclasses.asdict(row) for row in rows]}
+        with in_place_of(options.json) as part:
+            part.write_text(json.dumps(document, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
