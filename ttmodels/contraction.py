@@ -162,7 +162,10 @@ class Route:
 
     def matrices(self, cores: Sequence[Tensor]) -> list[Tensor]:
         """Each step's merged factor as the matrix that it meets the rows with; differentiable."""
-        factors = merge(cores, self.plan)
+        return self.laid_out(merge(cores, self.plan))
+
+    def laid_out(self, factors: Sequence[Tensor]) -> list[Tensor]:
+        """Merged factors, from the left, as the steps' matrices, in the steps' order."""
         return [factors[step.factor].permute(step.axes).reshape(step.matrix_shape) for step in self.steps]
 
     def apply(self, x: Tensor, cores: Sequence[Tensor]) -> Tensor:
