@@ -11,16 +11,23 @@ from onnx_ir.tape import Tape
 
 
 class Builder:
-    """Nodes and initializers in the order in which they were asked for."""
+    """Nodes and initializers in the order in which they were asked for.
 
-    def __init__(self) -> None:
+    Args:
+        prefix: goes before the names of values, which must differ between a graph and the body of one of its nodes.
+    """
+
+    def __init__(self, prefix: str = "") -> None:
         self.tape = Tape()
+        self._prefix = prefix
+        self._num_values = 0
 
     def op(self, op_type: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
-        return self.tape.op(op_type, inputs, attributes)
+        return self.op_outputs(op_type, *inputs, num=1, **attributes)[0]
 
     def op_outputs(self, op_type: str, *inputs: ir.Value | None, num: int, **attributes: Any) -> tuple[ir.Value, ...]:
-        return tuple(self.tape.op_multi_out(op_type, inputs, attributes, num_outputs=num))
+        outputs = [ir.Value(name=self._value_name(op_type)) for _ in range(num)]
+        return tuple(self.tape.op_multi_out(op_type, inputs, attributes, outputs=outputs))
 
     def constant(self, array: np.ndarray | torch.Tensor | list[int], name: str) -> ir.Value:
         """A named initializer; lists are int64 shapes."""
@@ -30,3 +37,12 @@ class Builder:
     def _unused(self, name: str) -> str:
         taken = {value.name for value in self.tape.initializers}
         return name if name not in taken else self._unused(f"{name}_")
+
+    def _value_name(self, op_type: str) -> str:
+        self._num_values += 1
+        return f"{self._prefix}{op_type}_{self._num_values}"
+
+
+def tensor(name: str, dtype: ir.DataType, *dims: int | str) -> ir.Value:
+    """A value with a type and a shape: an input of a graph."""
+    return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(dims))

@@ -1,17 +1,23 @@
 """The graph of a ClipClassifier: uint8 frames and lengths in, logits out. Batch and time are dynamic.
 
-frames -> projection -> RNN / GRU / LSTM -> head -> logits.
+frames -> projection -> recurrence, layer after layer -> head -> logits. Inside, time is the first axis, as ONNX's
+recurrences have it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
+import torch
 
-from exporters import projection, recurrence
-from exporters.builder import Builder
+from exporters import projection, recurrence, states
+from exporters.builder import Builder, tensor
+from exporters.projection import Reading
+from exporters.quantize import Precision
+from exporters.recurrence import States, Steps, Target
 from service import __version__
-from ttmodels.cells import TTCell
 from ttmodels.classifier import ClipClassifier
 from ttmodels.contraction import Plan
 
@@ -20,31 +26,52 @@ IR_VERSION = 10
 """The oldest that knows OPSET, so that older runtimes open the file too."""
 
 
-def build(model: ClipClassifier, plan: Plan) -> ir.Model:
-    """The model's graph with its train contracted by `plan`; weights are copied from the model as they are now."""
-    sampling, hidden, classes = model.config.sampling, model.config.hidden_size, len(model.config.labels)
-    frames = _tensor("frames", ir.DataType.UINT8, "batch", "time", sampling.height, sampling.width, 3)
-    lengths = _tensor("lengths", ir.DataType.INT32, "batch")
-    graph = Builder()
+def build(
+    model: ClipClassifier,
+    plan: Plan,
+    *,
+    precision: Precision = "fp32",
+    target: Target = "cpu",
+    streaming: bool = False,
+) -> ir.Model:
+    """The model's graph with its train contracted by `plan`; weights are copied from the model as they are now.
 
-    gates = projection.emit_pixels(
-        graph, model.projection, plan, frames, model.pixel_scale, model.pixel_shift, "projection"
-    )
-    gates = graph.op("Transpose", gates, perm=[1, 0, 2])
-    cell = model.rnn.cells[0]
-    assert isinstance(cell, TTCell)
-    outputs, last = recurrence.emit(graph, cell, gates, lengths)
-    weight = graph.constant(model.head.weight.T, "head.weight")
-    bias = graph.constant(model.head.bias, "head.bias")
-    steps = graph.op("Transpose", graph.op("Add", graph.op("MatMul", outputs, weight), bias), perm=[1, 0, 2])
-    logits, over_time = _pool(graph, model, frames, lengths, steps, graph.op("Gemm", last, weight, bias))
-    _name(logits, "logits", "batch", classes)
-    _name(over_time, "logits_over_time", "batch", "time", classes)
-    _name(outputs, "hidden", "time", "batch", hidden)
+    A streaming graph takes a clip in pieces: it takes and gives `states.of(model)` too, and its lengths may be 0. Its
+    logits are those of all that came so far.
+
+    Raises:
+        ValueError: a bidirectional model that is to stream.
+    """
+    config = model.config
+    frames = tensor("frames", ir.DataType.UINT8, "batch", "time", config.sampling.height, config.sampling.width, 3)
+    lengths = tensor("lengths", ir.DataType.INT32, "batch")
+    graph = Builder()
+    carried = states.of(model) if streaming else ()
+    given = states.inputs(carried)
+
+    # Of one piece there is little to keep in a cache, and a dense matrix is larger than any.
+    by_clip = target == "cpu" and not streaming and len(plan.groups) > 1
+    reading = Reading(plan, precision, by_clip)
+    steps = Steps(lengths, _present(graph, frames, lengths))
+    initial = states.by_cell(graph, given, config.num_layers) if streaming else None
+    outputs, finals = _recur(graph, model, reading, frames, steps, initial, target)
+    step_logits, last = _head(graph, model, outputs, finals, lengths)
+    over_time = graph.op("Transpose", graph.op("Where", steps.present, step_logits, last), perm=[1, 0, 2])
+    new = states.of_cells(graph, finals) if streaming else {}
+    logits = last
+    if config.pooling == "mean":
+        logits, sums = _mean(graph, step_logits, steps, given)
+        new |= sums
+
+    classes = len(config.labels)
+    _name(logits, "logits", ir.DataType.FLOAT, "batch", classes)
+    _name(over_time, "logits_over_time", ir.DataType.FLOAT, "batch", "time", classes)
+    for state in carried:
+        _name(new[state.input], state.output, states.DTYPES[state.dtype], "batch", *state.shape)
     return ir.Model(
         ir.Graph(
-            [frames, lengths],
-            [logits, over_time],
+            [frames, lengths, *given.values()],
+            [logits, over_time, *(new[state.input] for state in carried)],
             nodes=graph.tape.nodes,
             initializers=graph.tape.initializers,
             opset_imports={"": OPSET},
@@ -56,26 +83,91 @@ def build(model: ClipClassifier, plan: Plan) -> ir.Model:
     )
 
 
-def _pool(
-    graph: Builder, model: ClipClassifier, frames: ir.Value, lengths: ir.Value, steps: ir.Value, last: ir.Value
-) -> tuple[ir.Value, ir.Value]:
-    """A clip's logits [batch, classes], and those over time [batch, time, classes], the last repeated past its end."""
-    axis_1, axis_2 = graph.constant([1], "axis_1"), graph.constant([2], "axis_2")
+def _present(graph: Builder, frames: ir.Value, lengths: ir.Value) -> ir.Value:
+    """bool [time, batch, 1]: which steps are there."""
     num_steps = graph.op("Squeeze", graph.op("Shape", frames, start=1, end=2))
     zero, one = graph.constant(np.array(0), "zero"), graph.constant(np.array(1), "one")
     position = graph.op("Cast", graph.op("Range", zero, num_steps, one), to=ir.DataType.INT32)
-    inside = graph.op("Unsqueeze", graph.op("Less", position, graph.op("Unsqueeze", lengths, axis_1)), axis_2)
-    over_time = graph.op("Where", inside, steps, graph.op("Unsqueeze", last, axis_1))
-    if model.config.pooling == "last":
-        return last, over_time
-    kept = graph.op("Mul", steps, graph.op("Cast", inside, to=ir.DataType.FLOAT))
-    count = graph.op("Unsqueeze", graph.op("Cast", lengths, to=ir.DataType.FLOAT), axis_1)
-    return graph.op("Div", graph.op("ReduceSum", kept, axis_1, keepdims=0), count), over_time
+    inside = graph.op("Less", graph.op("Unsqueeze", position, graph.constant([1], "axis_1")), lengths)
+    return graph.op("Unsqueeze", inside, graph.constant([2], "axis_2"))
 
 
-def _tensor(name: str, dtype: ir.DataType, *dims: int | str) -> ir.Value:
-    return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(dims))
+def _recur(
+    graph: Builder,
+    model: ClipClassifier,
+    reading: Reading,
+    frames: ir.Value,
+    steps: Steps,
+    initial: Sequence[States] | None,
+    target: Target,
+) -> tuple[list[ir.Value], list[States]]:
+    """The last layer's outputs [time, batch, hidden], one a direction, and every cell's last states."""
+    directions, finals = model.rnn.num_directions, []
+    outputs: list[ir.Value] = []
+    for index, cell in enumerate(model.cells):
+        name = f"rnn.cells.{index}"
+        layer, direction = divmod(index, directions)
+        if layer == 0:
+            gates = projection.emit_pixels(
+                graph, cell.projection, reading, frames, model.pixel_scale, model.pixel_shift, f"{name}.projection"
+            )
+            value = graph.op("Transpose", gates, perm=[1, 0, 2])
+        elif direction == 0:
+            value, outputs = _side_by_side(graph, outputs), []
+        seen, final = recurrence.emit(
+            graph,
+            cell,
+            value,
+            steps,
+            initial[index] if initial is not None else None,
+            name,
+            projected=layer == 0,
+            backwards=direction == 1,
+            target=target,
+        )
+        outputs.append(seen)
+        finals.append(final)
+    return outputs, finals
 
 
-def _name(value: ir.Value, name: str, *dims: int | str) -> None:
-    value.name, value.type, value.shape = name, ir.TensorType(ir.DataType.FLOAT), ir.Shape(dims)
+def _head(
+    graph: Builder, model: ClipClassifier, outputs: Sequence[ir.Value], finals: Sequence[States], lengths: ir.Value
+) -> tuple[ir.Value, ir.Value]:
+    """Logits of each step [time, batch, classes], and those of each clip's last step [batch, classes]."""
+    matrix = model.head.weight.detach().T
+    offset = graph.constant(model.head.bias, "head.bias")
+    if not model.config.bidirectional or model.config.pooling == "last":
+        forward = graph.constant(matrix[: model.config.hidden_size], "head.weight")
+        if model.config.bidirectional:  # each step gets what the backward direction has made of the whole clip
+            backward = graph.constant(matrix[model.config.hidden_size :], "head.weight_backward")
+            offset = graph.op("Gemm", finals[-1][0], backward, offset)
+        steps = graph.op("Add", graph.op("MatMul", outputs[0], forward), offset)
+        return steps, graph.op("Gemm", finals[-len(outputs)][0], forward, offset)
+    both = graph.op("MatMul", _side_by_side(graph, outputs), graph.constant(matrix, "head.weight"))
+    steps = graph.op("Add", both, offset)
+    last = graph.op("Sub", graph.op("Cast", lengths, to=ir.DataType.INT64), graph.constant(np.array(1), "one"))
+    place = graph.op("Unsqueeze", last, graph.constant([1], "axis_1"))
+    return steps, graph.op("GatherND", graph.op("Transpose", steps, perm=[1, 0, 2]), place, batch_dims=1)
+
+
+def _mean(
+    graph: Builder, step_logits: ir.Value, steps: Steps, given: dict[str, ir.Value]
+) -> tuple[ir.Value, dict[str, ir.Value]]:
+    """A clip's mean logits [batch, classes], and the sum and number of steps that it is of."""
+    kept = graph.op("Where", steps.present, step_logits, graph.constant(torch.zeros(()), "nothing"))
+    total, count = graph.op("ReduceSum", kept, graph.constant([0], "axis_0"), keepdims=0), steps.lengths
+    if given:
+        total = graph.op("Add", total, given["logits_sum"])
+        count = graph.op("Add", count, given["num_steps"])
+    at_least_one = graph.op("Max", count, graph.constant(np.array(1, np.int32), "one_step"))
+    divisor = graph.op("Cast", at_least_one, to=ir.DataType.FLOAT)
+    mean = graph.op("Div", total, graph.op("Unsqueeze", divisor, graph.constant([1], "axis_1")))
+    return mean, {"logits_sum": total, "num_steps": count}
+
+
+def _side_by_side(graph: Builder, outputs: Sequence[ir.Value]) -> ir.Value:
+    return outputs[0] if len(outputs) == 1 else graph.op("Concat", *outputs, axis=2)
+
+
+def _name(value: ir.Value, name: str, dtype: ir.DataType, *dims: int | str) -> None:
+    value.name, value.type, value.shape = name, ir.TensorType(dtype), ir.Shape(dims)

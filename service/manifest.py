@@ -51,6 +51,18 @@ class Architecture(_Part):
 
     cell: Literal["rnn", "gru", "lstm"]
     """The kind of recurrence."""
+    num_layers: int = 1
+    """Recurrences above one another; a further one reads the hidden states of the one before it by a train too."""
+    bidirectional: bool = False
+    """Whether each layer reads the clip from its end too. Then the logits over time know the frames to come."""
+    activation: str = "tanh"
+    """Of the new state."""
+    recurrent_activation: str = "sigmoid"
+    """Of the gates; an RNN has none."""
+    reset_after: bool = True
+    """Whether a GRU's reset gate comes after the hidden product, as torch has it, or before."""
+    recurrent_ranks: tuple[int, ...] = ()
+    """Inner TT-ranks of the hidden-to-hidden matrix, one for all or each; it is dense without them."""
     input_modes: tuple[int, ...]
     """Factors of the frame's size, one a core."""
     output_modes: tuple[int, ...]
@@ -64,6 +76,17 @@ class Architecture(_Part):
     compression: Compression
 
 
+class TimedPlan(_Part):
+    """A way to contract, and how long the model took with it."""
+
+    groups: tuple[int, ...]
+    """Cores in each group, from the left."""
+    direction: Literal["right_to_left", "left_to_right"]
+    """The order in which the frame meets the factors."""
+    milliseconds: float
+    """For one clip of the sampling's length, the best of several runs."""
+
+
 class Contraction(_Part):
     """How the TT-matrix meets the frames: `groups` of neighbouring cores, each merged into one factor."""
 
@@ -73,6 +96,25 @@ class Contraction(_Part):
     """The order in which the frame meets the factors."""
     flops_per_frame: int
     """Additions and multiplications."""
+    target: Literal["cpu", "cuda"] = "cpu"
+    """What the graph was made for. It runs elsewhere too."""
+    measured: tuple[TimedPlan, ...] = ()
+    """The plans that were timed, the fastest first; none where a cost model alone chose."""
+    measured_on: str = ""
+    """The machine that timed them."""
+
+
+class State(_Part):
+    """One part of what a streaming model carries from one piece of a clip to the next; zeros before the first."""
+
+    input: str
+    """The graph's input that takes it."""
+    output: str
+    """The graph's output that gives it for the next piece."""
+    dtype: Literal["float32", "int32"]
+    """Of its numbers."""
+    shape: tuple[int, ...]
+    """Behind the batch."""
 
 
 class Parity(_Part):
@@ -84,6 +126,23 @@ class Parity(_Part):
     """The largest that the export would have let pass."""
     sizes: tuple[tuple[int, int], ...]
     """[batch, time] of each comparison."""
+
+
+class PrecisionReport(_Part):
+    """What a precision below fp32 changed, by the same clips through both graphs."""
+
+    clips: str
+    """Which clips."""
+    num_clips: int
+    """How many."""
+    label_agreement: float
+    """Share of clips of which both say the same label."""
+    max_probability_difference: float
+    """The largest, over all clips and labels."""
+    accuracy: float | None = None
+    """Share of clips whose likeliest label was the true one; None where the clips have no labels."""
+    accuracy_fp32: float | None = None
+    """The same at fp32."""
 
 
 class DataSet(_Part):
@@ -127,8 +186,13 @@ class Manifest(_Part):
     scaling: Scaling
     architecture: Architecture
     contraction: Contraction
+    states: tuple[State, ...] = ()
+    """What a model takes and gives beside the rest so that a clip may come in pieces; none where it comes whole. The
+    logits are then those of all that came so far, and a piece may have the length 0."""
     precision: Literal["fp32", "fp16", "int8"] = "fp32"
-    """The numbers that the model computes with."""
+    """The numbers that the frames are projected with; what follows is fp32."""
+    precision_report: PrecisionReport | None = None
+    """How far that is from fp32; None where it is fp32."""
     opset: int
     """Of ONNX."""
     parity: Parity
