@@ -22,8 +22,7 @@ import json
 import os
 import statistics
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +40,7 @@ import onnxruntime
 from exporters.cost import weight_bytes
 from exporters.graph import build
 from exporters.inspect import manifest_of, read
-from service.engine.provider import CPU
+from exporters.timing import RUNS_A_TURN, feeds, in_turns, open_session
 from service.manifest import Manifest
 from ttmodels import checkpoint
 from ttmodels.atomic import in_place_of
@@ -53,8 +52,6 @@ PLANS: dict[str, Callable[[int], Plan]] = {
     "dense": lambda num_cores: Plan((num_cores,)),
     "chain": lambda num_cores: Plan((1,) * num_cores),
 }
-RUNS_A_TURN = 5
-"""Timed runs of a contender before the next one's turn; one more before them fills its caches."""
 
 
 @dataclass(frozen=True)
@@ -136,11 +133,11 @@ def measure(
 ) -> list[Figures]:
     """Time reading a batch of noise and each contender's run on it."""
     frames = np.random.default_rng(0).integers(0, 256, (batch, *clip_shape), np.uint8)
-    sessions = {entry.name: _session(entry, threads) for entry in entries}
-    feeds = {name: _feeds(session, frames) for name, session in sessions.items()}
+    sessions = {entry.name: open_session(entry.source, threads) for entry in entries}
+    fed = {name: feeds(session, frames) for name, session in sessions.items()}
 
     def run(name: str) -> np.ndarray:
-        return np.asarray(sessions[name].run(["logits"], feeds[name])[0])
+        return np.asarray(sessions[name].run(["logits"], fed[name])[0])
 
     parts = np.array_split(frames.reshape(-1), threads)
     with ThreadPoolExecutor(threads) as pool:
@@ -163,37 +160,6 @@ def measure(
         difference = float(np.abs(logits - expected).max()) if entry.same_weights else None
         found.append(figures(entry.name, frames.nbytes + entry.num_weight_bytes + logits.nbytes, difference))
     return found
-
-
-def in_turns(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call; every round gives each a turn, whose first run does not count."""
-    taken: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            call()
-            for _ in range(RUNS_A_TURN):
-                start = time.perf_counter()
-                call()
-                taken[name].append(time.perf_counter() - start)
-    return taken
-
-
-def _session(entry: Contender, threads: int) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(entry.source, options, providers=[CPU])
-
-
-def _feeds(session: onnxruntime.InferenceSession, frames: np.ndarray) -> dict[str, np.ndarray]:
-    """The frames, their full lengths, and zeros for the state of a streaming graph."""
-    batch, length = frames.shape[:2]
-    feeds = {"frames": frames, "lengths": np.full(batch, length, np.int32)}
-    for state in session.get_inputs()[2:]:
-        feeds[state.name] = np.zeros([dim if isinstance(dim, int) else batch for dim in state.shape], np.float32)
-    return feeds
 
 
 # ---- for a person

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,13 +92,38 @@ def _with_sizes(model: onnx.ModelProto, sizes: Mapping[str, int]) -> onnx.ModelP
         for dim in value.type.tensor_type.shape.dim:
             if not dim.HasField("dim_value"):
                 dim.dim_value = sizes.get(dim.dim_param, 1)
+    for body in _bodies(copy.graph):  # where the same names stand for the same sizes
+        for value in (*body.input, *body.output):
+            for dim in value.type.tensor_type.shape.dim:
+                if dim.dim_param in open_dimensions(model):
+                    dim.dim_value = sizes.get(dim.dim_param, 1)
     del copy.graph.value_info[:]
     for value in copy.graph.output:
         value.type.tensor_type.ClearField("shape")
+    views = [weight for weight in copy.graph.initializer if weight.data_type == onnx.TensorProto.INT64]
+    for body in _bodies(copy.graph):  # inference knows the types of values around a body, but not a view's numbers
+        body.initializer.extend(views)
     try:
         return shape_inference.infer_shapes(copy, strict_mode=True, data_prop=True)
     except shape_inference.InferenceError as error:
         raise ValueError(f"the graph does not fit the sizes {dict(sizes)}: {' '.join(str(error).split())}") from error
+
+
+def _bodies(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """The graphs inside nodes, at any depth."""
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield attribute.g
+                yield from _bodies(attribute.g)
+
+
+def _bodies(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield attribute.g
+                yield from _bodies(attribute.g)
 
 
 def _add(total: Cost, graph: onnx.GraphProto, outer: _Values, *, times: int) -> None:

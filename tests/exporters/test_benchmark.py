@@ -9,9 +9,10 @@ from pathlib import Path
 import onnx
 import pytest
 
-from exporters import benchmark
-from exporters.benchmark import contenders, in_turns, measure
+from exporters import benchmark, timing
+from exporters.benchmark import contenders, measure
 from exporters.cost import cost
+from exporters.timing import in_turns
 from exporters.to_onnx import export
 from tests.exporters.test_to_onnx import save
 from tests.made import TINY, tiny_config
@@ -93,7 +94,7 @@ def test_figures_follow_from_the_times(exported: Path, monkeypatch: pytest.Monke
 
 
 def test_contenders_take_turns_and_first_runs_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark, "RUNS_A_TURN", 2)
+    monkeypatch.setattr(timing, "RUNS_A_TURN", 2)
     order: list[str] = []
 
     def call(name: str) -> None:

@@ -1,0 +1,50 @@
+"""Timing model files in ONNX Runtime on the CPU, one beside the other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from service.engine.provider import CPU
+
+RUNS_A_TURN = 5
+"""Timed runs of a contender before the next one's turn; one more before them fills its caches."""
+
+_DTYPES = {"tensor(float)": np.float32, "tensor(int32)": np.int32}
+
+
+def open_session(source: Path | bytes, threads: int) -> onnxruntime.InferenceSession:
+    """A session as the service has it: its threads do not spin while they wait."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(source, options, providers=[CPU])
+
+
+def feeds(session: onnxruntime.InferenceSession, frames: np.ndarray) -> dict[str, np.ndarray]:
+    """The frames, their full lengths, and zeros for the state of a streaming graph."""
+    batch, length = frames.shape[:2]
+    fed = {"frames": frames, "lengths": np.full(batch, length, np.int32)}
+    for state in session.get_inputs()[2:]:
+        shape = [size if isinstance(size, int) else batch for size in state.shape]
+        fed[state.name] = np.zeros(shape, _DTYPES[state.type])
+    return fed
+
+
+def in_turns(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each call; every round gives each a turn, whose first run does not count."""
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            call()
+            for _ in range(RUNS_A_TURN):
+                start = time.perf_counter()
+                call()
+                taken[name].append(time.perf_counter() - start)
+    return taken
