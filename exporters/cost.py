@@ -118,14 +118,6 @@ def _bodies(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
                 yield from _bodies(attribute.g)
 
 
-def _bodies(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield attribute.g
-                yield from _bodies(attribute.g)
-
-
 def _add(total: Cost, graph: onnx.GraphProto, outer: _Values, *, times: int) -> None:
     """Add the nodes of a graph that runs `times` times; they may also name the values `outer` of the graph around."""
     values = {**outer, **{info.name: _known(info.type) for info in (*graph.input, *graph.value_info, *graph.output)}}
