@@ -92,11 +92,6 @@ def _with_sizes(model: onnx.ModelProto, sizes: Mapping[str, int]) -> onnx.ModelP
         for dim in value.type.tensor_type.shape.dim:
             if not dim.HasField("dim_value"):
                 dim.dim_value = sizes.get(dim.dim_param, 1)
-    for body in _bodies(copy.graph):  # where the same names stand for the same sizes
-        for value in (*body.input, *body.output):
-            for dim in value.type.tensor_type.shape.dim:
-                if dim.dim_param in open_dimensions(model):
-                    dim.dim_value = sizes.get(dim.dim_param, 1)
     del copy.graph.value_info[:]
     for value in copy.graph.output:
         value.type.tensor_type.ClearField("shape")

@@ -87,12 +87,16 @@ def test_recurrences(op_type: str, cell: type[nn.Module], gates: int, directions
 
 
 def test_a_scan_costs_its_body_at_every_step() -> None:
-    product, add = helper.make_node("MatMul", ["h", "w"], ["m"]), helper.make_node("Add", ["m", "x"], ["next"])
+    view = helper.make_node("Reshape", ["h", "shape"], ["rows"])  # whose numbers stand outside of the body
+    product, add = helper.make_node("MatMul", ["rows", "w"], ["m"]), helper.make_node("Add", ["m", "x"], ["next"])
     values = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("h", "x", "next", "y")}
     copy = helper.make_node("Identity", ["next"], ["y"])
-    body = helper.make_graph([product, add, copy], "body", [values["h"], values["x"]], [values["next"], values["y"]])
+    body = helper.make_graph(
+        [view, product, add, copy], "body", [values["h"], values["x"]], [values["next"], values["y"]]
+    )
     scan = helper.make_node("Scan", ["h0", "xs"], ["hT", "ys"], body=body, num_scan_inputs=1)
     made = model([scan], {"h0": ("batch", 4), "xs": ("time", "batch", 4)}, ["hT", "ys"], {"w": (4, 4)})
+    made.graph.initializer.append(helper.make_tensor("shape", TensorProto.INT64, [2], [-1, 4]))
     steps, batch = 7, 3
     found = cost(made, {"time": steps, "batch": batch})
     assert found.macs == {"MatMul": steps * batch * 4 * 4}
