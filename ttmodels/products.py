@@ -9,6 +9,8 @@ Legend: P products side by side, k the side that is summed over, q the side of a
 from __future__ import annotations
 
 import contextlib
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,8 +25,9 @@ ONEDNN_LEAST = 1 << 20
 FOLD_BELOW = 16
 """Values with a shorter last side are turned and multiplied at once; a batch of small products would be slower."""
 
-BLOCK = 1 << 18
-"""Values between two steps of a block of rows in the backward pass: 1 MiB of float32, as a core's second cache."""
+FORWARD_BLOCK, BACKWARD_BLOCK = 1 << 20, 3 << 16
+"""Values between two steps of a block of rows, so that they are met again in the cache: 4 MiB and 768 KiB of float32.
+The backward pass has several at once, and smaller ones."""
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
@@ -62,6 +65,17 @@ def _value_gradient(d_result: Tensor, matrix: Tensor, side: str) -> Tensor:
     return product(d_result, matrix.T) if side == "right" else _from_left(matrix.T, d_result)
 
 
+def _rows_in(block: int, row_size: int, sides: Sequence[str], matrices: Sequence[Tensor]) -> int:
+    """How many rows have `block` values between two steps, at their widest; a GPU takes all at once."""
+    if matrices[0].is_cuda:
+        return sys.maxsize
+    sizes = [row_size]
+    for side, matrix in zip(sides, matrices, strict=True):
+        inner, outer = matrix.shape if side == "right" else matrix.shape[::-1]
+        sizes.append(sizes[-1] // inner * outer)
+    return max(1, block // max(sizes[1:]))
+
+
 def _rows(value: Tensor, start: int, count: int, num_rows: int) -> Tensor:
     """The part of a value that belongs to `count` of all rows; they lie behind one another along the first axis."""
     each = len(value) // num_rows
@@ -69,43 +83,52 @@ def _rows(value: Tensor, start: int, count: int, num_rows: int) -> Tensor:
 
 
 class Chain(torch.autograd.Function):
-    """Value after value by matrix after matrix: Chain.apply(x, views, sides, *matrices)."""
+    """Value after value by matrix after matrix: Chain.apply(x [..., N], views, sides, *matrices) -> [..., M].
+
+    Where nothing is kept, and in the backward pass, it goes block of rows by block of rows, so that what is made
+    between two steps stays small and in the cache.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, views: tuple[tuple[int, ...], ...], sides: tuple[str, ...], *matrices: Tensor
     ) -> Tensor:
-        values = []
-        value = x
-        for view, side, matrix in zip(views, sides, matrices, strict=True):
-            value = value.reshape(view)
-            values.append(value)
-            value = product(value, matrix) if side == "right" else _from_left(matrix, value)
+        keep = any(ctx.needs_input_grad)
         ctx.sides, ctx.x_shape = sides, x.shape
+        ctx.rows = _rows_in(BACKWARD_BLOCK, x.shape[-1], sides, matrices)
+        rows = x.reshape(-1, x.shape[-1])
+        values, results = [], []
+        for block in rows.split(len(rows) if keep else _rows_in(FORWARD_BLOCK, x.shape[-1], sides, matrices)):
+            value = block
+            for view, side, matrix in zip(views, sides, matrices, strict=True):
+                value = value.reshape(view)
+                if keep:
+                    values.append(value)
+                value = product(value, matrix) if side == "right" else _from_left(matrix, value)
+            results.append(value.reshape(len(block), -1))
         ctx.save_for_backward(*values, *matrices)
-        return value
+        return (results[0] if len(results) == 1 else torch.cat(results)).reshape(*x.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        """Block of rows by block of rows, so that what is made on the way stays small and in the cache."""
         count = len(ctx.sides)
         values, matrices = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
         d_x = torch.empty_like(values[0]) if ctx.needs_input_grad[0] else None
         num_rows = ctx.x_shape[:-1].numel()
-        block = max(1, BLOCK * num_rows // max(value.numel() for value in (gradient, *values[1:])))
+        rows = gradient.reshape(num_rows, -1)
         sums: list[Tensor | None] = [None] * count
-        for start in range(0, num_rows, block):
-            d_value = _rows(gradient, start, block, num_rows)
+        for start in range(0, num_rows, ctx.rows):
+            d_value = rows[start : start + ctx.rows]
             for index in reversed(range(count)):
-                value, matrix, side = _rows(values[index], start, block, num_rows), matrices[index], ctx.sides[index]
+                value, matrix, side = _rows(values[index], start, ctx.rows, num_rows), matrices[index], ctx.sides[index]
                 d_value = d_value.reshape(len(value), -1, *value.shape[2:])
                 part, total = _matrix_gradient(d_value, value, side), sums[index]
                 sums[index] = part if total is None else total.add_(part)
                 if index:
                     d_value = _value_gradient(d_value, matrix, side)
                 elif d_x is not None:
-                    _rows(d_x, start, block, num_rows).copy_(_value_gradient(d_value, matrix, side))
+                    _rows(d_x, start, ctx.rows, num_rows).copy_(_value_gradient(d_value, matrix, side))
         return None if d_x is None else d_x.reshape(ctx.x_shape), None, None, *sums
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.tolerances import CONTRACTION, DOUBLE, GRADIENT
-from ttmodels import contraction
+from ttmodels import contraction, products
 from ttmodels.contraction import MACHINES, Plan, all_plans, choose_plan, cost, merge, merge_flops, steps
 from ttmodels.initialisers import random_cores
 from ttmodels.tensor_train import TTShape, full
@@ -73,6 +73,24 @@ def test_every_plan_has_the_dense_gradient(plan: Plan) -> None:
     got = torch.autograd.grad((contraction.apply(x, cores, plan, shape) * weights).sum(), [x, *cores])
     for mine, theirs in zip(got, want, strict=True):
         assert torch.allclose(mine, theirs, atol=GRADIENT)
+
+
+@pytest.mark.parametrize("block", [1, 50, 200], ids=lambda block: f"block={block}")
+def test_rows_in_blocks_are_the_rows_at_once(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one row, and of several with a rest; forward with nothing kept, and backward."""
+    shape = TTShape.make((3, 4, 2), (2, 2, 3), 3)
+    cores = [core.requires_grad_() for core in cores_of(shape)]
+    x = torch.randn(7, 2, shape.in_features, dtype=torch.double, requires_grad=True)
+    dense = x @ full(cores)
+    want = torch.autograd.grad(dense.square().sum(), [x, *cores])
+    for name in ("FORWARD_BLOCK", "BACKWARD_BLOCK"):
+        monkeypatch.setattr(products, name, block)
+    for plan in all_plans(3):
+        with torch.no_grad():
+            assert torch.allclose(contraction.apply(x, cores, plan, shape), dense, atol=DOUBLE * 100)
+        got = torch.autograd.grad(contraction.apply(x, cores, plan, shape).square().sum(), [x, *cores])
+        for mine, theirs in zip(got, want, strict=True):
+            assert torch.allclose(mine, theirs, atol=GRADIENT)
 
 
 @pytest.mark.parametrize("plan", list(all_plans(4)), ids=str)
