@@ -11,13 +11,17 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime
 import pytest
 
+from exporters.graph import build
+from exporters.timing import feeds
 from exporters.to_onnx import export
 from tests.exporters.test_to_onnx import save
 from tests.made import tiny_config
 from tests.tolerances import BROWSER
+from ttmodels.contraction import Plan
 
 BROWSER_DIR = Path(__file__).parent / "browser"
 BUNDLED = Path(__file__).parents[2] / "service" / "bundled" / "moving_digits" / "1" / "model.onnx"
@@ -51,12 +55,12 @@ def _node(command: list[str], folder: Path) -> None:
     assert done.returncode == 0, f"{' '.join(command)}: {done.stderr[-2000:]}"
 
 
-def in_browser(browser: Path, model: Path, feeds: dict[str, np.ndarray], folder: Path) -> dict[str, np.ndarray]:
+def in_browser(browser: Path, model: Path, fed: dict[str, np.ndarray], folder: Path) -> dict[str, np.ndarray]:
     """The model's outputs by onnxruntime-web."""
     shutil.copy(model, folder / "model.onnx")
-    inputs = [{"name": name, "type": str(array.dtype), "dims": array.shape} for name, array in feeds.items()]
+    inputs = [{"name": name, "type": str(array.dtype), "dims": array.shape} for name, array in fed.items()]
     (folder / "inputs.json").write_text(json.dumps(inputs))
-    for name, array in feeds.items():
+    for name, array in fed.items():
         (folder / f"{name}.bin").write_bytes(array.tobytes())
     _node(["node", "run.mjs", str(folder)], browser)
     return {
@@ -70,9 +74,9 @@ def compare(browser: Path, model: Path, batch: int, time: int, folder: Path) -> 
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (batch, time, *session.get_inputs()[0].shape[2:]), np.uint8)
-    feeds = {"frames": frames, "lengths": np.arange(time - batch + 1, time + 1, dtype=np.int32)}
-    got = in_browser(browser, model, feeds, folder)
-    want = dict(zip((output.name for output in session.get_outputs()), session.run(None, feeds), strict=True))
+    fed = feeds(session, frames) | {"lengths": np.arange(time - batch + 1, time + 1, dtype=np.int32)}
+    got = in_browser(browser, model, fed, folder)
+    want = dict(zip((output.name for output in session.get_outputs()), session.run(None, fed), strict=True))
     assert got.keys() == want.keys()
     for name, expected in want.items():
         assert got[name].dtype == expected.dtype
@@ -89,3 +93,22 @@ def test_the_bundled_model(browser: Path, tmp_path: Path) -> None:
 def test_each_cell(cell: str, browser: Path, tmp_path: Path) -> None:
     export(save(tmp_path / "a.safetensors", tiny_config(cell=cell)), tmp_path / "exported.onnx", name="made")
     compare(browser, tmp_path / "exported.onnx", 3, 7, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "options"),
+    [
+        ({}, {"precision": "int8"}),
+        ({}, {"precision": "fp16"}),
+        ({}, {"streaming": True}),
+        ({"activation": "gelu"}, {}),
+        ({"num_layers": 2, "bidirectional": True, "pooling": "mean"}, {}),
+        ({"reset_after": False}, {}),
+    ],
+    ids=["int8", "fp16", "streaming", "a Scan", "layers and directions", "reset before"],
+)
+def test_each_form(changes: dict, options: dict, browser: Path, tmp_path: Path) -> None:
+    model = save(tmp_path / "a.safetensors", tiny_config(**changes)).model()
+    path = tmp_path / "built.onnx"
+    path.write_bytes(ir.to_proto(build(model, Plan((2, 2)), **options)).SerializeToString())
+    compare(browser, path, 3, 7, tmp_path)
