@@ -7,11 +7,13 @@ import time
 from pathlib import Path
 
 import onnx
+import onnx_ir as ir
 import pytest
 
 from exporters import benchmark, timing
 from exporters.benchmark import contenders, measure
 from exporters.cost import cost
+from exporters.graph import build
 from exporters.timing import in_turns
 from exporters.to_onnx import export
 from tests.exporters.test_to_onnx import save
@@ -74,6 +76,20 @@ def test_another_file_is_compared_where_it_is_of_the_same_checkpoint(exported: P
     export(save(tmp_path / "b.safetensors", tiny_config(tt_ranks=(1, 2, 2, 2, 1))), other, name="made")
     _, entries = contenders(exported, [str(same), str(other)])
     assert [entry.same_weights for entry in entries] == [True, True, False]
+
+
+@pytest.mark.parametrize("options", [{"precision": "fp16"}, {"precision": "int8"}, {"streaming": True}], ids=str)
+def test_every_form_of_the_file_is_timed(options: dict, exported: Path, tmp_path: Path) -> None:
+    saved = exported.with_name("best.safetensors")
+    graph = build(checkpoint.load(saved).model(), Plan((2, 2)), **options)
+    graph.metadata_props.update(contenders(exported, [])[0].to_metadata())
+    path = tmp_path / "form.onnx"
+    path.write_bytes(ir.to_proto(graph).SerializeToString())
+    manifest, entries = contenders(path, ["dense"], saved)
+    *_, form, dense = measure(manifest.sampling.clip_shape, entries, 2, threads=1, rounds=1)
+    assert (form.contender, form.difference, dense.contender) == (str(path), 0, "dense")
+    assert dense.difference is not None
+    assert 0 < dense.difference < 0.1
 
 
 def test_figures_follow_from_the_times(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
