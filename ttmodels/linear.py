@@ -73,8 +73,11 @@ class TTLinear(nn.Module):
         self.activity_penalty = activity_penalty
         self.num_gates = num_gates
         self.plan = plan
-        # Compiled and exported graphs are for any number of rows, and cannot choose.
-        self._graph_route = Route.of(plan or contraction.choose_plan(self.shape, GRAPH_ROWS), self.shape)
+        # Compiled and exported graphs are for any number of rows, and cannot choose. ONNX's merges once, at loading.
+        self._graph_route, self._onnx_route = (
+            Route.of(plan or contraction.choose_plan(self.shape, GRAPH_ROWS, merged_once=once), self.shape)
+            for once in (False, True)
+        )
         self.cores = nn.ParameterList(
             [nn.Parameter(torch.empty(size, device=device, dtype=dtype)) for size in self.shape.core_shapes]
         )
@@ -190,7 +193,7 @@ class TTLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self._check(x)
         if torch.compiler.is_compiling():
-            route = self._graph_route
+            route = self._onnx_route if torch.onnx.is_in_onnx_export() else self._graph_route
         else:
             route = Route.of(self.plan_for(math.prod(x.shape[:-1])), self.shape)
         y = route.apply(x, list(self.cores))

@@ -96,16 +96,14 @@ def native_op(cell: TTCell) -> NativeOp | None:
         for name, values in (("activation_alpha", alphas), ("activation_beta", betas)):
             if any(values):
                 attributes[name] = [number for value in values for number in value]
-
-    def reordered(rows: Tensor) -> Tensor:
-        return torch.cat([rows[gate * size : (gate + 1) * size] for gate in order])
-
     weight = cell.hidden_matrix
     bias = weight.new_zeros(weight.shape[0]) if cell.hidden.bias is None else cell.hidden.bias
+    places = torch.arange(weight.shape[0], device=weight.device)
+    rows = torch.cat([places[gate * size : (gate + 1) * size] for gate in order])
     return NativeOp(
         op_type,
-        identity=reordered(torch.eye(weight.shape[0], dtype=weight.dtype, device=weight.device))[None],
-        weight_hh=reordered(weight)[None],
-        bias=torch.cat([torch.zeros_like(bias), reordered(bias)])[None],
+        identity=(rows[:, None] == places).to(weight.dtype)[None],
+        weight_hh=weight.index_select(0, rows)[None],
+        bias=torch.cat([torch.zeros_like(bias), bias.index_select(0, rows)])[None],
         attributes=attributes,
     )

@@ -99,7 +99,8 @@ def _scan(
         return new, new[0].clone()
 
     steps = projected.transpose(0, 1).detach()
-    last, outputs = scan(step, state, (steps,) if there is None else (steps, there), reverse=backwards)
+    first = tuple(part.clone() for part in state)  # a Scan takes no tensor twice
+    last, outputs = scan(step, first, (steps,) if there is None else (steps, there), reverse=backwards)
     if there is not None:
         outputs = outputs * there
     return outputs.transpose(0, 1), last
