@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import torch
 
-from service.manifest import Parity
+from service.manifest import Parity, State
 from ttmodels.classifier import ClipClassifier
 
 TOLERANCE = 1e-3
 """Largest difference of a logit, for float32. Logits are of the order of 10 and a gate sums 57,600 pixels in another
 order than torch: 1e-4 of a logit is what rounding leaves."""
 
-SIZES = ((1, 1), (1, 16), (2, 3), (3, 7), (5, 16), (4, 33))
+SIZES = (
+    *((1, 1), (1, 2), (1, 3), (1, 7), (1, 16), (1, 17), (1, 40), (2, 1), (2, 3), (2, 5)),
+    *((2, 16), (3, 2), (3, 7), (4, 4), (4, 19), (5, 1), (5, 6), (7, 3), (8, 8), (9, 2)),
+)
 """[batch, time] of the comparisons; clips of a batch differ in length."""
+
+NAMES = ("logits", "logits_over_time")
 
 
 class ParityError(ValueError):
@@ -24,8 +30,17 @@ class ParityError(ValueError):
 
 
 @torch.inference_mode()
-def verify(model: ClipClassifier, onnx_bytes: bytes, *, tolerance: float = TOLERANCE, source: Path | str) -> Parity:
+def verify(
+    model: ClipClassifier,
+    onnx_bytes: bytes,
+    *,
+    tolerance: float = TOLERANCE,
+    source: Path | str,
+    carried: Sequence[State] = (),
+) -> Parity:
     """Largest absolute difference of logits over SIZES, on noise and on smooth frames.
+
+    carried: states of a streaming file, which gets each clip in pieces.
 
     Raises:
         ParityError: a difference above `tolerance`, a wrong shape, or something that is not a number.
@@ -40,9 +55,12 @@ def verify(model: ClipClassifier, onnx_bytes: bytes, *, tolerance: float = TOLER
         frames[::2] = frames[::2].mean(axis=(2, 3), keepdims=True).astype(np.uint8)
         lengths = rng.integers(1, time + 1, batch).astype(np.int32)
         lengths[0] = time
-        got = session.run(["logits", "logits_over_time"], {"frames": frames, "lengths": lengths})
+        if carried:
+            got = run_in_pieces(session, carried, frames, lengths, cuts=rng.integers(0, time + 1, (2, batch)))
+        else:
+            got = [np.asarray(out) for out in session.run(NAMES, {"frames": frames, "lengths": lengths})]
         want = model(torch.from_numpy(frames), torch.from_numpy(lengths))
-        for name, mine, theirs in zip(want._fields, map(np.asarray, got), want, strict=True):
+        for name, mine, theirs in zip(NAMES, got, want, strict=True):
             if mine.shape != tuple(theirs.shape):
                 raise ParityError(f"{source}: {name} at batch {batch}, time {time}: expected the shape "
                                   f"{list(theirs.shape)}, got {list(mine.shape)}")  # fmt: skip
@@ -52,3 +70,36 @@ def verify(model: ClipClassifier, onnx_bytes: bytes, *, tolerance: float = TOLER
                 raise ParityError(f"{source}: {name} at batch {batch}, time {time} differs from torch by {error:.3g}, "
                                   f"expected at most {tolerance:g}")  # fmt: skip
     return Parity(max_abs_error=worst, tolerance=tolerance, sizes=SIZES)
+
+
+def run_in_pieces(
+    session: onnxruntime.InferenceSession,
+    carried: Sequence[State],
+    frames: np.ndarray,
+    lengths: np.ndarray,
+    cuts: np.ndarray,
+) -> list[np.ndarray]:
+    """What a streaming file says of clips that come in pieces: logits [batch, classes] after the last one, and those
+    over time [batch, time, classes], which past a clip's end repeat its last.
+
+    Shape: frames uint8 [batch, time, height, width, 3], lengths int32 [batch], cuts [pieces - 1, batch]: the steps of
+    each clip between which its pieces lie, in any order; a piece may be empty.
+    """
+    batch, time = frames.shape[:2]
+    ends = np.vstack([np.zeros_like(lengths), np.sort(np.minimum(cuts, lengths), axis=0), lengths])
+    state = {one.input: np.zeros((batch, *one.shape), one.dtype) for one in carried}
+    logits, over_time = np.empty(0), np.empty(0)
+    for first, end in zip(ends[:-1], ends[1:], strict=True):
+        counts = (end - first).astype(np.int32)
+        piece = np.zeros((batch, max(1, counts.max()), *frames.shape[2:]), np.uint8)
+        for row, count in enumerate(counts):
+            piece[row, :count] = frames[row, first[row] : end[row]]
+        outputs = session.run([*NAMES, *(one.output for one in carried)], {"frames": piece, "lengths": counts, **state})
+        logits, steps, *new = map(np.asarray, outputs)
+        state = {one.input: value for one, value in zip(carried, new, strict=True)}
+        over_time = over_time if over_time.size else np.zeros((batch, time, steps.shape[-1]), steps.dtype)
+        for row, count in enumerate(counts):
+            over_time[row, first[row] : end[row]] = steps[row, :count]
+    for row, length in enumerate(lengths):
+        over_time[row, length:] = over_time[row, length - 1]
+    return [logits, over_time]

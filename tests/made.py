@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from service.video import Sampling
+from ttmodels.classifier import ClipClassifier
 from ttmodels.config import ModelConfig
 from ttmodels.data.encode import write_video
 from ttmodels.data.moving_digits import ball_mask, make_clip
@@ -24,6 +26,24 @@ def tiny_config(**changes: object) -> ModelConfig:
         "sampling": TINY,
     }
     return ModelConfig(**(values | changes))  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def random_classifier(config: ModelConfig) -> ClipClassifier:
+    """A model whose every weight matters to its logits, which are of order 1 to 10: biases and the head too."""
+    torch.manual_seed(7)
+    model = ClipClassifier(config)
+    for name, parameter in model.named_parameters():
+        if "bias" in name:
+            parameter.normal_()
+    model.head.weight.normal_()
+    return model.eval()
+
+
+def random_clips(batch: int, time: int, *, height: int = 12, width: int = 16) -> torch.Tensor:
+    """uint8 [batch, time, height, width, 3]; each frame has a colour of its own under the noise."""
+    colour = torch.randint(0, 128, (batch, time, 1, 1, 3), dtype=torch.uint8)
+    return colour + torch.randint(0, 128, (batch, time, height, width, 3), dtype=torch.uint8)
 
 
 def write_folder(root: Path, motions: tuple[str, ...], per_class: int, *, size: tuple[int, int] = (64, 48)) -> Path:
