@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import shutil
 import socket
 from pathlib import Path
 from typing import Any
@@ -204,6 +205,23 @@ def test_the_projection_compiles_without_graph_breaks(name: str, dynamic: bool |
         got.square().sum().backward()
         for p, gradient in zip(model.parameters(), gradients, strict=True):
             assert torch.allclose(p.grad, gradient, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the inductor needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of the inductor's own imports
+@pytest.mark.usefixtures("_fresh_compiler")
+def test_the_default_compiler_gives_the_same_values_and_gradients() -> None:
+    model, x = MODELS["linear-constrained"](), torch.randn(4, 3, INPUT)
+    want = model(x)
+    want.square().sum().backward()
+    gradients = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    got = torch.compile(model, fullgraph=True)(x)
+    got.square().sum().backward()
+    assert torch.allclose(got, want, atol=CONTRACTION)
+    for p, gradient in zip(model.parameters(), gradients, strict=True):
+        assert torch.allclose(p.grad, gradient, atol=1e-3, rtol=1e-4)
 
 
 @pytest.mark.usefixtures("_fresh_compiler")
