@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 import pytest
 import torch
 from onnx import checker, helper
@@ -17,7 +16,7 @@ from onnx import checker, helper
 from exporters import states
 from exporters.graph import OPSET, build
 from exporters.recurrence import Target
-from exporters.verify import SIZES, ParityError, verify
+from exporters.verify import SIZES, ParityError, open_on_cpu, verify
 from tests.made import random_classifier, random_clips, tiny_config
 from tests.tolerances import EXPORTED
 from ttmodels.activations import ACTIVATIONS
@@ -52,7 +51,7 @@ def check(
     assert {weight.name for weight in proto.graph.initializer} <= used
     assert {node.domain for node in nodes(proto.graph)} == {""}
     assert "Loop" not in {node.op_type for node in nodes(proto.graph)}
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = open_on_cpu(proto.SerializeToString())
     for batch, time in sizes:
         frames, lengths = random_clips(batch, time), torch.tensor([time - i % time for i in range(batch)])
         feeds = {"frames": frames.numpy(), "lengths": lengths.numpy().astype(np.int32)}
