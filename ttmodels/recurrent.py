@@ -284,6 +284,8 @@ def recur(
         projected, state = cell.prepare(projected, state, "hx")
         mask = cell.recurrent_mask(projected)
         if torch.onnx.is_in_onnx_export():
+            if not torch.compiler.is_compiling():
+                raise ValueError("torch.onnx.export: expected dynamo=True, without which time would be unrolled")
             return onnx_recurrence.recur(cell, projected, state, present, mask, backwards=backwards)
         there = None if present is None else present.mask.T[..., None]
         steps = projected.transpose(0, 1)

@@ -419,6 +419,14 @@ def test_a_stateful_network_starts_anew_in_the_graph_and_goes_on_in_torch() -> N
     assert np.abs(run(proto, inputs)[0] - want.numpy()).max() < RECURRENCE
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")  # of itself
+def test_the_older_exporter_is_refused(tmp_path: Path) -> None:
+    """It would unroll time, and be wrong at another length without a word."""
+    network = Wrapped(TTGRU((4, 6), (4, 4), 3)).eval()
+    with pytest.raises(ValueError, match="expected dynamo=True"):
+        torch.onnx.export(network, (frames(2, 3),), tmp_path / "a.onnx", dynamo=False)
+
+
 def test_trains_are_merged_once_and_not_at_every_call(tmp_path: Path) -> None:
     """In the graph as ONNX Runtime runs it, every node waits for an input. These trains are above what torch's own
     optimiser folds into the file."""
