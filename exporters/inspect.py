@@ -65,7 +65,7 @@ def manifest_of(model: onnx.ModelProto, path: Path) -> Manifest:
         raise ValueError(str(error)) from error
 
 
-def assignment(path: Path, device: Literal["cpu", "cuda"] = "cpu") -> list[tuple[str, str, str]]:
+def assignment(path: Path | bytes, device: Literal["cpu", "cuda"] = "cpu") -> list[tuple[str, str, str]]:
     """(provider, op, name) of every node that ONNX Runtime runs, after its basic simplifications, by its own account.
 
     Raises:

@@ -1,15 +1,16 @@
-"""Timing model files in ONNX Runtime on the CPU, one beside the other."""
+"""Timing model files in ONNX Runtime, one beside the other."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnxruntime
 
-from service.engine.provider import CPU
+from service.engine.provider import CPU, CUDA
 
 RUNS_A_TURN = 5
 """Timed runs of a contender before the next one's turn; one more before them fills its caches."""
@@ -17,14 +18,17 @@ RUNS_A_TURN = 5
 _DTYPES = {"tensor(float)": np.float32, "tensor(int32)": np.int32}
 
 
-def open_session(source: Path | bytes, threads: int) -> onnxruntime.InferenceSession:
+def open_session(
+    source: Path | bytes, threads: int, device: Literal["cpu", "cuda"] = "cpu"
+) -> onnxruntime.InferenceSession:
     """A session as the service has it: its threads do not spin while they wait."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(source, options, providers=[CPU])
+    providers = [CUDA, CPU] if device == "cuda" else [CPU]
+    return onnxruntime.InferenceSession(source, options, providers=providers, enable_fallback=0)
 
 
 def feeds(session: onnxruntime.InferenceSession, frames: np.ndarray) -> dict[str, np.ndarray]:

@@ -1,8 +1,9 @@
 """Export a checkpoint: `python -m exporters.to_onnx CHECKPOINT [-o model.onnx]`.
 
-Loads the checkpoint, plans the contraction, builds the graph, proves it equal to the model at sizes it never saw,
-attaches the manifest, and only then puts the file in its place. On any failure there is no file, and the exit code is
-1 where the file would not be equal to the model, 2 where the input does not fit.
+Loads the checkpoint, chooses how the train is contracted (the cost model's best few plans are measured), builds the
+graph, proves it equal to the model at sizes it never saw, compares a lower precision with fp32, attaches the manifest,
+and only then puts the file in its place. On any failure there is no file, and the exit code is 1 where the file would
+not be equal to the model, or too far from it, and 2 where the input does not fit.
 
 A file called model.onnx inside folders, NAME/VERSION/model.onnx, takes its name and version from them, as the service
 reads them there.
@@ -11,10 +12,12 @@ reads them there.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, get_args
 
 from ttmodels.commandline import command, plain, require
 
@@ -25,15 +28,39 @@ import onnx
 import onnx_ir as ir
 from onnx import checker
 
+from exporters import cuda, quantize, states, tune
 from exporters.graph import OPSET, build
+from exporters.precision import Bounds, PrecisionError, check_bounds, compare
+from exporters.quantize import Precision
+from exporters.recurrence import Target
 from exporters.verify import TOLERANCE, ParityError, verify
 from service import __version__
-from service.manifest import Architecture, Contraction, DataSet, Manifest, Metrics
+from service.engine.provider import cuda_fault
+from service.manifest import Architecture, Contraction, DataSet, Manifest, Metrics, TimedPlan
 from ttmodels import checkpoint, contraction
 from ttmodels.atomic import in_place_of
 from ttmodels.checkpoint import Checkpoint
 from ttmodels.classifier import ClipClassifier
 from ttmodels.contraction import Plan
+from ttmodels.data.folder import DecodedClips
+from ttmodels.evaluate import labelled_clips
+
+TOLERANCES: dict[Precision, float] = {"fp32": TOLERANCE, "fp16": 20 * TOLERANCE, "int8": TOLERANCE}
+"""Of parity with the model whose weights are rounded alike: of int8 nothing else is rounded, of fp16 the values are."""
+
+EXAMPLES = """\
+examples:
+  What the service needs, with the figures of an evaluation:
+    python -m exporters.to_onnx runs/mine/best.safetensors -o models/mine/1/model.onnx --metrics runs/mine/test.json
+  The fastest on a CPU, and what that costs on clips of your own; no file if it costs more than 1 % of accuracy:
+    python -m exporters.to_onnx runs/mine/best.safetensors -o models/mine/2/model.onnx \\
+        --precision int8 --evaluate test_clips/ --max-accuracy-loss 0.01
+  For a GPU:
+    python -m exporters.to_onnx runs/mine/best.safetensors -o models/mine/3/model.onnx --target cuda --precision fp16
+  A step graph, which takes a clip in pieces of any length and gives its state from one to the next:
+    python -m exporters.to_onnx runs/mine/best.safetensors -o mine_stream.onnx --streaming
+What a file holds: python -m exporters.inspect FILE. How fast it is: python -m exporters.benchmark FILE.
+"""
 
 
 def export(
@@ -46,20 +73,57 @@ def export(
     metrics: Sequence[Metrics] = (),
     temperature: float = 1.0,
     plan: Plan | None = None,
-    tolerance: float = TOLERANCE,
+    precision: Precision = "fp32",
+    target: Target = "cpu",
+    streaming: bool = False,
+    measure: bool = True,
+    clips: DecodedClips | None = None,
+    bounds: Bounds | None = None,
+    tolerance: float | None = None,
 ) -> Manifest:
     """Write `path` and return its manifest.
 
+    Args:
+        plan: of the contraction; chosen for the target without it.
+        precision: see `exporters.quantize`.
+        streaming: a graph that takes a clip in pieces.
+        measure: choose among the cost model's best plans by their times in ONNX Runtime.
+        clips: labelled ones to compare the precision with fp32 on; made ones without them.
+        bounds: on that comparison.
+        tolerance: of parity; by the precision without it.
+
     Raises:
-        ParityError: the graph does not compute what the model does; nothing is written.
-        pydantic.ValidationError: a name, version or temperature that the manifest does not allow.
+        ParityError: the graph does not compute what the model does.
+        PrecisionError: it is further from fp32 than `bounds` allow.
+        ValueError: a precision, target or plan that do not go together, or a name, version or temperature that the
+            manifest does not allow. Nothing is written in any of these cases.
     """
+    if precision == "int8" and target == "cuda":
+        raise ValueError(
+            "--precision int8: expected --target cpu, got cuda, whose MatMulInteger takes no uint8 pixels"
+        )
     model = saved.model()
-    shape = model.projection.shape
-    frames_per_clip = model.config.sampling.num_frames
-    plan = plan or contraction.choose_plan(shape, frames_per_clip, merged_once=True)
-    graph = build(model, plan)
-    parity = verify(model, _serialize(graph), tolerance=tolerance, source=path)
+
+    def graph_of(plan: Plan, precision: Precision = precision) -> ir.Model:
+        return build(model, plan, precision=precision, target=target, streaming=streaming)
+
+    if plan is None:
+        chosen = _choose(model, lambda plan: _serialize(graph_of(plan)), precision, target, measure=measure)
+    else:
+        chosen = _contraction(model, plan, target, measured_on="not measured: the plan was given")
+    plan = Plan(chosen.groups, chosen.direction)
+    graph = graph_of(plan)
+    data = _serialize(graph)
+    if target == "cuda":
+        cuda.check(data)
+    carried = states.of(model) if streaming else ()
+    parity = verify(
+        model if precision == "fp32" else quantize.rounded(model, plan, precision),
+        data,
+        tolerance=TOLERANCES[precision] if tolerance is None else tolerance,
+        source=path,
+        carried=carried,
+    )
     manifest = Manifest(
         name=name,
         version=version,
@@ -68,11 +132,9 @@ def export(
         sampling=model.config.sampling,
         scaling=model.config.scaling,
         architecture=_architecture(model),
-        contraction=Contraction(
-            groups=plan.groups,
-            direction=plan.direction,
-            flops_per_frame=contraction.cost(plan, shape, frames_per_clip).flops // frames_per_clip,
-        ),
+        contraction=chosen,
+        states=carried,
+        precision=precision,
         opset=OPSET,
         parity=parity,
         temperature=temperature,
@@ -81,29 +143,41 @@ def export(
         checkpoint_sha256=saved.sha256,
         exporter_version=__version__,
     )
+    if precision != "fp32" or clips is not None:
+        compared = compare(data, _serialize(graph_of(plan, "fp32")), clips, manifest)
+        check_bounds(compared, bounds or Bounds())
+        manifest = manifest.model_copy(update={"precision_report": compared})
     graph.metadata_props.update(manifest.to_metadata())
-    data = _serialize(graph)
-    try:
-        with in_place_of(path) as part, part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise OSError(f"could not write {path}: {error.strerror}") from error
+    _write(path, _serialize(graph))
     return manifest
 
 
-def _architecture(model: ClipClassifier) -> Architecture:
-    config = model.config
-    return Architecture(
-        cell=config.cell,
-        input_modes=config.input_modes,
-        output_modes=config.output_modes,
-        tt_ranks=config.tt_ranks,
-        hidden_size=config.hidden_size,
-        num_parameters=model.num_parameters(),
-        compression=model.compression(),
+def _choose(
+    model: ClipClassifier, graph_of: Callable[[Plan], bytes], precision: Precision, target: Target, *, measure: bool
+) -> Contraction:
+    """The plan for a clip of the model's length on `target`."""
+    plans = tune.by_cost(model, precision, target)
+    fault = cuda_fault() if target == "cuda" else None
+    if not measure or fault:
+        return _contraction(model, plans[0], target, measured_on=f"not measured: {fault or 'not asked for'}")
+    plan, times = tune.measured(graph_of, plans[: tune.NUM_MEASURED], model.config.sampling.clip_shape, target)
+    return _contraction(model, plan, target, measured=tuple(times), measured_on=tune.machine(target))
+
+
+def _contraction(model: ClipClassifier, plan: Plan, target: Target, **measured: Any) -> Contraction:
+    shape, frames_per_clip = model.projection.shape, model.config.sampling.num_frames
+    return Contraction(
+        groups=plan.groups,
+        direction=plan.direction,
+        flops_per_frame=contraction.cost(plan, shape, frames_per_clip).flops // frames_per_clip,
+        target=target,
+        **measured,
     )
+
+
+def _architecture(model: ClipClassifier) -> Architecture:
+    shared = {name: getattr(model.config, name) for name in Architecture.model_fields if hasattr(model.config, name)}
+    return Architecture(**shared, num_parameters=model.num_parameters(), compression=model.compression())
 
 
 def _serialize(graph: ir.Model) -> bytes:
@@ -111,6 +185,16 @@ def _serialize(graph: ir.Model) -> bytes:
     checker.check_model(proto, full_check=True)
     data: bytes = proto.SerializeToString()
     return data
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        with in_place_of(path) as part, part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(f"could not write {path}: {error.strerror}") from error
 
 
 def report(manifest: Manifest, path: Path) -> str:
@@ -124,13 +208,28 @@ def report(manifest: Manifest, path: Path) -> str:
         f"TT-{a.cell.upper():<8} {a.input_modes} -> {a.output_modes}, ranks {a.tt_ranks}",
         f"size        {a.num_parameters:,} parameters; dense is {saved.input_to_hidden:,.0f} (input-to-hidden), "
         f"{saved.rnn:,.0f} (RNN), {saved.model:,.0f} (model) times larger",
-        f"plan        cores in groups {c.groups}, {c.direction.replace('_', ' ')}, "
-        f"{c.flops_per_frame / 1e6:,.1f} MFLOP a frame",
+        f"plan        {_plan(c)}, {c.flops_per_frame / 1e6:,.1f} MFLOP a frame, for {c.target}",
+        f"            {c.measured_on}",
+        *(f"            {timed.milliseconds:8.3f} ms a clip by {_plan(timed)}" for timed in c.measured),
         f"parity      largest difference to torch {manifest.parity.max_abs_error:.2g} "
         f"(at most {manifest.parity.tolerance:g}) at {len(manifest.parity.sizes)} sizes of batch and time",
     ]
+    if (p := manifest.precision_report) is not None:
+        accuracy = "" if p.accuracy is None else f", accuracy {p.accuracy:.4f} (fp32 {p.accuracy_fp32:.4f})"
+        lines += [
+            f"precision   {manifest.precision} against fp32: the same label on {p.label_agreement:.2%}, probabilities "
+            f"differ by at most {p.max_probability_difference:.2g}{accuracy}",
+            f"            on {p.num_clips} clips ({p.clips})",
+        ]
+    for state in manifest.states:
+        shape = ", ".join(map(str, ("batch", *state.shape)))
+        lines.append(f"state       {state.input} -> {state.output}, {state.dtype} [{shape}]")
     lines += [f"accuracy    {m.accuracy:.4f} on {m.num_clips} clips of {m.split}" for m in manifest.metrics]
     return "\n".join(lines)
+
+
+def _plan(plan: Contraction | TimedPlan) -> str:
+    return f"cores in groups {plan.groups}, {plan.direction.replace('_', ' ')}"
 
 
 def _named_by_folders(path: Path) -> tuple[str, str] | None:
@@ -165,41 +264,88 @@ def _read_metrics(path: Path) -> Metrics:
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m exporters.to_onnx", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m exporters.to_onnx",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("checkpoint", type=Path, help="a .safetensors file of ttmodels.train")
-    parser.add_argument("-o", "--out", type=Path, default=Path("model.onnx"), help="file to write (model.onnx)")
-    parser.add_argument("--name", help="the model's name (of NAME/VERSION/model.onnx, else the checkpoint's folder)")
-    parser.add_argument("--version", help="the model's version (of NAME/VERSION/model.onnx, else 1)")
-    parser.add_argument("--description", default="", help="what the model tells apart, for its users (nothing)")
-    parser.add_argument("--temperature", type=float, default=1.0, help="divides the logits before the softmax (1)")
-    parser.add_argument(
+    add = parser.add_argument
+    add("checkpoint", type=Path, help="a .safetensors file of ttmodels.train")
+    add("-o", "--out", type=Path, default=Path("model.onnx"), help="file to write (model.onnx)")
+    add("--name", help="the model's name (of NAME/VERSION/model.onnx, else the checkpoint's folder)")
+    add("--version", help="the model's version (of NAME/VERSION/model.onnx, else 1)")
+    add("--description", default="", help="what the model tells apart, for its users (nothing)")
+    add("--temperature", type=float, default=1.0, help="divides the logits before the softmax (1)")
+    add(
         "--metrics",
         type=Path,
         action="append",
         default=[],
         help="figures by `ttmodels.evaluate --write`; may be repeated (none)",
     )
-    parser.add_argument("--tolerance", type=float, default=TOLERANCE, help=f"of parity ({TOLERANCE:g})")
+    add("--tolerance", type=float, help=f"of parity ({', '.join(f'{k} {v:g}' for k, v in TOLERANCES.items())})")
+    add("--streaming", action="store_true", help="a graph that takes a clip in pieces, and its state in and out")
+    speed = parser.add_argument_group("speed").add_argument
+    speed("--target", choices=get_args(Target), default="cpu", help="what the file is to run on (cpu)")
+    speed("--precision", choices=get_args(Precision), default="fp32", help="of the frames' projection (fp32)")
+    speed("--no-tune", action="store_true", help="choose the plan by the cost model alone, and measure none")
+    near = parser.add_argument_group(
+        "how near a lower precision is to fp32", "Past a bound there is no file, and the exit code is 1."
+    ).add_argument
+    near("--evaluate", type=Path, metavar="FOLDER", help="clips to compare on, LABEL/CLIP (without labels, made ones)")
+    near("--cache", type=Path, help="folder for these clips decoded, kept (a temporary one)")
+    bounds = Bounds()
+    near(
+        "--min-agreement",
+        type=float,
+        default=bounds.min_agreement,
+        help=f"share of clips with fp32's label ({bounds.min_agreement:g})",
+    )
+    near(
+        "--max-probability-difference",
+        type=float,
+        default=bounds.max_probability_difference,
+        help=f"of any label of any clip ({bounds.max_probability_difference:g})",
+    )
+    near(
+        "--max-accuracy-loss",
+        type=float,
+        default=bounds.max_accuracy_loss,
+        help=f"on the clips of --evaluate ({bounds.max_accuracy_loss:g})",
+    )
     options = parser.parse_args(arguments)
     if options.out.is_dir():
         raise ValueError(f"-o: expected a file to write, found a folder at {options.out}")
     name, version = _name_and_version(options)
     metrics = [_read_metrics(path) for path in options.metrics]
-    try:
-        manifest = export(
-            checkpoint.load(options.checkpoint),
-            options.out,
-            name=name,
-            version=version,
-            description=options.description,
-            metrics=metrics,
-            temperature=options.temperature,
-            tolerance=options.tolerance,
-        )
-    except ParityError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    bounds = Bounds(options.min_agreement, options.max_probability_difference, options.max_accuracy_loss)
+    saved = checkpoint.load(options.checkpoint)
+    with contextlib.ExitStack() as stack:
+        clips = None
+        if options.evaluate is not None:
+            config = saved.model_config
+            decoded = labelled_clips(options.evaluate, config.labels, config.sampling, options.cache)
+            clips = stack.enter_context(decoded)
+        try:
+            manifest = export(
+                saved,
+                options.out,
+                name=name,
+                version=version,
+                description=options.description,
+                metrics=metrics,
+                temperature=options.temperature,
+                precision=options.precision,
+                target=options.target,
+                streaming=options.streaming,
+                measure=not options.no_tune,
+                clips=clips,
+                bounds=bounds,
+                tolerance=options.tolerance,
+            )
+        except (ParityError, PrecisionError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
     print(report(manifest, options.out))
     return 0
 

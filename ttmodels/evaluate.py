@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from ttmodels.commandline import command, require
@@ -22,6 +23,7 @@ from torch import nn
 from tqdm import tqdm
 
 from service.manifest import Metrics
+from service.video import Sampling
 from ttmodels import checkpoint
 from ttmodels.classifier import ClipClassifier
 from ttmodels.data.folder import DecodedClips, list_clips, unreadable_clips
@@ -47,6 +49,28 @@ def evaluate(model: ClipClassifier, data: DecodedClips, split: str, batch_size: 
         confusion=tuple(tuple(int(n) for n in row) for row in confusion),
     )
     return loss / max(len(data), 1), metrics
+
+
+@contextmanager
+def labelled_clips(
+    root: Path, labels: Sequence[str], sampling: Sampling, cache: Path | None = None
+) -> Iterator[DecodedClips]:
+    """The clips of ROOT/LABEL/, decoded to `cache` or to a folder that lasts as long as the block; what is left out is
+    said on standard error.
+
+    Raises:
+        ValueError: no folder of that kind, or no clip that could be read.
+    """
+    clips = list_clips(root, labels)
+    for warning in clips.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    with tempfile.TemporaryDirectory() as scratch:
+        data = DecodedClips(clips, sampling, cache or Path(scratch))
+        for line in unreadable_clips(data):
+            print(line, file=sys.stderr)
+        if not len(data):
+            raise ValueError(f"{root}: expected videos, found none that could be read")
+        yield data
 
 
 def confusion_table(labels: Sequence[str], confusion: Sequence[Sequence[int]]) -> str:
@@ -76,15 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.write and options.write.is_dir():
         raise ValueError(f"--write: expected a file to write, found a folder at {options.write}")
     model = checkpoint.load(options.checkpoint).model()
-    clips = list_clips(options.data, model.config.labels)
-    for warning in clips.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    with tempfile.TemporaryDirectory() as scratch:
-        data = DecodedClips(clips, model.config.sampling, options.cache or Path(scratch))
-        for line in unreadable_clips(data):
-            print(line, file=sys.stderr)
-        if not len(data):
-            raise ValueError(f"{options.data}: expected videos, found none that could be read")
+    with labelled_clips(options.data, model.config.labels, model.config.sampling, options.cache) as data:
         loss, metrics = evaluate(model, data, options.split)
     if options.write:
         options.write.parent.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from ttmodels.contraction import Plan
 
 STANDARD_OPS = {
     *("MatMul", "Gemm", "Reshape", "Transpose", "Add", "Mul", "Div", "Cast", "Where", "Less", "Range", "Shape"),
-    *("Concat", "Squeeze", "Unsqueeze", "ReduceSum", "RNN", "GRU", "LSTM"),
+    *("Concat", "Squeeze", "Unsqueeze", "ReduceSum", "RNN", "GRU", "LSTM", "Scan"),
 }
 
 
