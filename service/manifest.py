@@ -6,8 +6,9 @@ it, and nothing about a model is configured anywhere else.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -76,6 +77,21 @@ class Architecture(_Part):
     compression: Compression
 
 
+class TTLayer(_Part):
+    """A TT-matrix, and how it is contracted."""
+
+    input_modes: tuple[int, ...]
+    """Factors of the size of what it reads, one a core."""
+    output_modes: tuple[int, ...]
+    """Factors of the size of what it gives."""
+    tt_ranks: tuple[int, ...]
+    """Between the cores; the first and the last are 1."""
+    groups: tuple[int, ...]
+    """Neighbouring cores that are merged into one factor, from the left."""
+    direction: Literal["right_to_left", "left_to_right"]
+    """The order in which the input meets the factors."""
+
+
 class TimedPlan(_Part):
     """A way to contract, and how long the model took with it."""
 
@@ -124,8 +140,8 @@ class Parity(_Part):
     """The largest difference found."""
     tolerance: float
     """The largest that the export would have let pass."""
-    sizes: tuple[tuple[int, int], ...]
-    """[batch, time] of each comparison."""
+    sizes: tuple[tuple[int, ...], ...]
+    """[batch, time] of each comparison; [batch] where there is no time."""
 
 
 class PrecisionReport(_Part):
@@ -167,8 +183,8 @@ class Metrics(_Part):
     """Row: true class; column: predicted class; order of `labels`."""
 
 
-class Manifest(_Part):
-    """Everything the service knows of a model, and everything a reader of the file should."""
+class ModelFile(_Part):
+    """What every model file says of itself."""
 
     format_version: Literal[1] = 1
     """Of this description."""
@@ -182,17 +198,6 @@ class Manifest(_Part):
     """In the order of the logits."""
     task: Literal["single_label", "multi_label"] = "single_label"
     """Whether one label holds for a clip (softmax) or any number (sigmoid)."""
-    sampling: Sampling
-    scaling: Scaling
-    architecture: Architecture
-    contraction: Contraction
-    states: tuple[State, ...] = ()
-    """What a model takes and gives beside the rest so that a clip may come in pieces; none where it comes whole. The
-    logits are then those of all that came so far, and a piece may have the length 0."""
-    precision: Literal["fp32", "fp16", "int8"] = "fp32"
-    """The numbers that the frames are projected with; what follows is fp32."""
-    precision_report: PrecisionReport | None = None
-    """How far that is from fp32; None where it is fp32."""
     opset: int
     """Of ONNX."""
     parity: Parity
@@ -207,7 +212,7 @@ class Manifest(_Part):
     """Of the program that exported it."""
 
     @model_validator(mode="after")
-    def _labels_differ(self) -> Manifest:
+    def _labels_differ(self) -> Self:
         if len(set(self.labels)) != len(self.labels):
             raise ValueError(f"labels must differ from each other, got {list(self.labels)}")
         return self
@@ -216,7 +221,7 @@ class Manifest(_Part):
         return {METADATA_KEY: self.model_dump_json()}
 
     @classmethod
-    def from_metadata(cls, metadata: Mapping[str, str], *, source: str = "the model file") -> Manifest:
+    def from_metadata(cls, metadata: Mapping[str, str], *, source: str = "the model file") -> Self:
         """Read the manifest from an ONNX file's metadata properties.
 
         Raises:
@@ -228,6 +233,9 @@ class Manifest(_Part):
                 f"{source}: expected the metadata key {METADATA_KEY!r}, found {sorted(metadata) or 'no metadata'}; "
                 "export the model with `python -m exporters.to_onnx`"
             )
+        read = get_args(cls.model_fields["reads"].annotation)
+        if (reads := _reads(text)) not in read:
+            raise InvalidModel(f"{source}: expected a model that reads {' or '.join(read)}, got one that reads {reads}")
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
@@ -236,3 +244,51 @@ class Manifest(_Part):
                 for fault in error.errors()
             )
             raise InvalidModel(f"{source}: its manifest does not fit format {FORMAT_VERSION}: {faults}") from error
+
+
+class Manifest(ModelFile):
+    """Everything the service knows of a model of clips, and everything a reader of the file should."""
+
+    reads: Literal["clips"] = "clips"
+    """What comes in: `frames` uint8 [batch, time, height, width, 3] and `lengths` int32 [batch]."""
+    sampling: Sampling
+    scaling: Scaling
+    architecture: Architecture
+    contraction: Contraction
+    states: tuple[State, ...] = ()
+    """What a model takes and gives beside the rest so that a clip may come in pieces; none where it comes whole. The
+    logits are then those of all that came so far, and a piece may have the length 0."""
+    precision: Literal["fp32", "fp16", "int8"] = "fp32"
+    """The numbers that the frames are projected with; what follows is fp32."""
+    precision_report: PrecisionReport | None = None
+    """How far that is from fp32; None where it is fp32."""
+
+
+class MLPManifest(ModelFile):
+    """What a file of TTLinear layers without a recurrence says. The service does not serve it."""
+
+    reads: Literal["images", "features"]
+    """What comes in: `images` uint8 [batch, height, width, channels], or `features` float32 [batch, features]."""
+    input_shape: tuple[int, ...]
+    """Behind the batch."""
+    mean: tuple[float, ...]
+    """Taken from the input inside the graph, one for all or one each channel or feature; pixels run from 0 to 1."""
+    std: tuple[float, ...]
+    """Then divides it, alike."""
+    layers: tuple[TTLayer, ...]
+    """In their order; a linear head follows."""
+    activation: str
+    """Of each layer."""
+    num_parameters: int
+    """Of the whole model."""
+    compression: float
+    """Weights of the same network with dense layers, divided by those kept."""
+
+
+def _reads(text: str) -> str:
+    """What the model of a manifest reads, as far as it says."""
+    try:
+        values = json.loads(text)
+    except ValueError:
+        return "clips"  # which then does not fit, and why is told
+    return str(values.get("reads", "clips")) if isinstance(values, dict) else "clips"

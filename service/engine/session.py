@@ -52,6 +52,12 @@ class Session:
         self._session = _open(model, self.path, choice, device_id)
         metadata = self._session.get_modelmeta().custom_metadata_map
         self.manifest = Manifest.from_metadata(metadata, source=str(self.path))
+        if self.manifest.states:
+            states = ", ".join(state.input for state in self.manifest.states)
+            raise InvalidModel(
+                f"{self.path}: expected a model of whole clips, got a streaming one, which takes pieces and its state "
+                f"({states}) with each; export it without --streaming"
+            )
         _check_signature(self._session, self.manifest, self.path)
         self.warm_up_s = self._warm_up()
 

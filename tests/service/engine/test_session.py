@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 from service.engine.provider import Choice
 from service.engine.session import Session, probabilities
 from service.errors import InvalidModel, ProviderUnavailable
-from service.manifest import Manifest
+from service.manifest import Manifest, MLPManifest, ModelFile, State
 from tests.service import onnx_models
 
 CPU_CHOICE = Choice("cpu", "because")
@@ -29,7 +29,7 @@ def constant_model(about: Manifest, **shape: Any) -> onnx.ModelProto:
     return onnx_models.model(nodes, constants, about, 24, 32, **shape)
 
 
-def relabelled(made_for: Manifest, says: Manifest | None) -> onnx.ModelProto:
+def relabelled(made_for: Manifest, says: ModelFile | None) -> onnx.ModelProto:
     """A model made for one manifest that carries another, or none."""
     proto = onnx_models.colours(made_for)
     del proto.metadata_props[:]
@@ -54,6 +54,18 @@ def infinite_model(about: Manifest) -> onnx.ModelProto:
         if constant.name == "bias":
             constant.CopyFrom(onnx.numpy_helper.from_array(np.full(4, np.inf, np.float32), "bias"))
     return proto
+
+
+def streaming_model(about: Manifest) -> onnx.ModelProto:
+    state = State(input="h", output="next_h", dtype="float32", shape=(1, 4))
+    return relabelled(about, about.model_copy(update={"states": (state,)}))
+
+
+def image_model(about: Manifest) -> onnx.ModelProto:
+    shared = about.model_dump(include=set(ModelFile.model_fields))
+    reads = {"reads": "images", "input_shape": (24, 32, 3), "mean": (0.0,), "std": (1.0,)}
+    network = {"layers": (), "activation": "relu", "num_parameters": 1, "compression": 1.0}
+    return relabelled(about, MLPManifest.model_validate(shared | reads | network))
 
 
 def test_a_good_file_is_loaded_and_run(models: Path) -> None:
@@ -88,6 +100,8 @@ def test_a_good_file_is_loaded_and_run(models: Path) -> None:
         (constant_model, r"expected outputs .*got logits tensor\(float\)\[1, 4\]"),
         (first_only_model, r"expected logits \(2, 4\) .* for 2 x 9 frames, got \(1, 4\)"),
         (infinite_model, "expected finite logits"),
+        (streaming_model, r"expected a model of whole clips, got a streaming one, .* its state \(h\) with each"),
+        (image_model, "expected a model that reads clips, got one that reads images"),
     ],
 )
 def test_a_bad_file_is_refused_with_what_was_expected_and_what_came(
