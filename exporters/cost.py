@@ -64,6 +64,15 @@ def fed_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
     return [value for value in graph.input if value.name not in weights]
 
 
+def bodies(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """The graphs inside nodes, at any depth."""
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield attribute.g
+                yield from bodies(attribute.g)
+
+
 def weight_bytes(graph: onnx.GraphProto) -> int:
     """Of all weights of a graph, each once."""
     return sum(_weight(weight).num_bytes for weight in graph.initializer)
@@ -96,21 +105,12 @@ def _with_sizes(model: onnx.ModelProto, sizes: Mapping[str, int]) -> onnx.ModelP
     for value in copy.graph.output:
         value.type.tensor_type.ClearField("shape")
     views = [weight for weight in copy.graph.initializer if weight.data_type == onnx.TensorProto.INT64]
-    for body in _bodies(copy.graph):  # inference knows the types of values around a body, but not a view's numbers
+    for body in bodies(copy.graph):  # inference knows the types of values around a body, but not a view's numbers
         body.initializer.extend(views)
     try:
         return shape_inference.infer_shapes(copy, strict_mode=True, data_prop=True)
     except shape_inference.InferenceError as error:
         raise ValueError(f"the graph does not fit the sizes {dict(sizes)}: {' '.join(str(error).split())}") from error
-
-
-def _bodies(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """The graphs inside nodes, at any depth."""
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield attribute.g
-                yield from _bodies(attribute.g)
 
 
 def _add(total: Cost, graph: onnx.GraphProto, outer: _Values, *, times: int) -> None:

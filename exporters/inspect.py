@@ -29,7 +29,7 @@ import onnx
 import onnxruntime
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from exporters.cost import Cost, cost, fed_inputs, open_dimensions, weight_bytes
+from exporters.cost import Cost, bodies, cost, fed_inputs, open_dimensions, weight_bytes
 from service.engine.provider import CPU, CUDA, cuda_fault
 from service.errors import InvalidModel
 from service.manifest import Manifest
@@ -137,7 +137,8 @@ def _plain(value: object) -> str:
 def _graph(model: onnx.ModelProto, path: Path) -> list[str]:
     weights = model.graph.initializer
     num_values = sum(math.prod(weight.dims) for weight in weights)
-    ops = Counter(f"{node.domain and node.domain + '.'}{node.op_type}" for node in model.graph.node)
+    nodes = [node for graph in (model.graph, *bodies(model.graph)) for node in graph.node]
+    ops = Counter(f"{node.domain and node.domain + '.'}{node.op_type}" for node in nodes)
     return _columns(
         [
             (

@@ -11,16 +11,21 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
 from exporters import inspect
 from exporters.cost import cost
+from exporters.graph import build
 from exporters.inspect import assignment
 from service.engine.provider import CPU
 from service.manifest import METADATA_KEY, Manifest
 from tests.exporters.test_browser import BUNDLED
+from tests.made import tiny_config
+from ttmodels.classifier import ClipClassifier
+from ttmodels.contraction import Plan
 
 
 @pytest.fixture
@@ -97,6 +102,14 @@ def test_a_manifest_of_another_version_is_said_and_the_rest_shown(
     out = printed(capsys, foreign)
     assert "its manifest does not fit format 1: name: Field required" in out
     assert "ops         2: MatMul 1, Relu 1" in out
+
+
+def test_ops_inside_a_scan_are_seen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    graph = build(ClipClassifier(tiny_config()), Plan((2, 2)))
+    (tmp_path / "scan.onnx").write_bytes(ir.to_proto(graph).SerializeToString())
+    out = printed(capsys, tmp_path / "scan.onnx")
+    assert re.search(r"^ *ops .*\bMatMul 3\b.*\bScan 1\b", out, re.MULTILINE)  # two in the body, one in the head
+    assert Counter(op for _, op, _ in assignment(tmp_path / "scan.onnx"))["MatMul"] == 3
 
 
 def test_the_assignment_is_that_of_a_run(tmp_path: Path) -> None:
