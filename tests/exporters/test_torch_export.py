@@ -354,6 +354,28 @@ def test_every_option(layer: type[TTRNN], options: dict[str, object], absent: st
     assert_same(network, proto, make)
 
 
+class WithState(nn.Module):
+    """A TT-LSTM whose state goes in and out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = TTLSTM((4, 6), (4, 4), 3, bidirectional=True, batch_first=True)
+
+    def forward(self, x: Tensor, h: Tensor, c: Tensor, lengths: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        return self.lstm(x, (h, c), lengths=lengths)
+
+
+def test_an_empty_sequence_hands_its_state_on() -> None:
+    def make(batch: int, time: int) -> Inputs:
+        state = {name: torch.randn(2, batch, 16) for name in "hc"}
+        return {"x": frames(batch, time), **state, "lengths": torch.arange(batch) % (time + 1)}
+
+    network = with_biases(WithState())
+    states = {1: "batch"}
+    dims = {"x": BATCH_AND_TIME, "h": states, "c": states, "lengths": {0: "batch"}}
+    assert_same(network, export(network, make, dims), make)
+
+
 @pytest.mark.parametrize("layer", [TTRNN, TTGRU, TTLSTM])
 def test_time_first_and_no_lengths(layer: type[TTRNN]) -> None:
     def make(batch: int, time: int) -> Inputs:
