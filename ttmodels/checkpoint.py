@@ -1,8 +1,8 @@
 """Checkpoints: one safetensors file, its JSON configuration in the header. Written atomically, read without pickle.
 
 Tensors: `model.<parameter>`, and in a checkpoint to resume from `optimizer.<index>.<name>`. Header keys:
-`ttvideo.format`, `ttvideo.model` and `ttvideo.train` (the configurations), `ttvideo.progress` (epoch, best figures,
-history, data set).
+`ttvideo.format`, `ttvideo.network` (the class; a ClipClassifier without it), `ttvideo.model` and `ttvideo.train` (the
+configurations), `ttvideo.progress` (epoch, best figures, history, data set).
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from safetensors.torch import save_file
 from ttmodels import config as configs
 from ttmodels.atomic import in_place_of
 from ttmodels.classifier import ClipClassifier
-from ttmodels.config import ModelConfig, TrainConfig
+from ttmodels.config import MLPConfig, ModelConfig, TrainConfig
+from ttmodels.mlp import MLPClassifier
 
 FORMAT_VERSION = 1
 
@@ -43,21 +44,19 @@ class Progress:
     """Clips per split."""
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """What a file holds, the tensors on the CPU."""
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """What every file holds, the tensors on the CPU."""
 
-    model_config: ModelConfig
     train_config: TrainConfig
     progress: Progress
     tensors: dict[str, torch.Tensor]
     sha256: str
 
-    def model(self) -> ClipClassifier:
-        """The trained classifier, in evaluation mode."""
-        model = ClipClassifier(self.model_config)
-        model.load_state_dict(_below(self.tensors, "model."))
-        return model.eval()
+    @property
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The model's state_dict."""
+        return _below(self.tensors, "model.")
 
     def restore_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Put the saved state back into an optimiser made with the same configuration.
@@ -75,9 +74,35 @@ class Checkpoint:
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint(Saved):
+    """Of a ClipClassifier."""
+
+    model_config: ModelConfig
+
+    def model(self) -> ClipClassifier:
+        """The trained classifier, in evaluation mode."""
+        model = ClipClassifier(self.model_config)
+        model.load_state_dict(self.weights)
+        return model.eval()
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLPCheckpoint(Saved):
+    """Of an MLPClassifier."""
+
+    model_config: MLPConfig
+
+    def model(self) -> MLPClassifier:
+        """The trained classifier, in evaluation mode."""
+        model = MLPClassifier(self.model_config)
+        model.load_state_dict(self.weights)
+        return model.eval()
+
+
 def save(
     path: Path,
-    model: ClipClassifier,
+    model: ClipClassifier | MLPClassifier,
     train_config: TrainConfig,
     progress: Progress,
     optimizer: torch.optim.Optimizer | None = None,
@@ -93,6 +118,7 @@ def save(
             tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in state.items()}
     header = {
         "ttvideo.format": str(FORMAT_VERSION),
+        "ttvideo.network": type(model).__name__,
         "ttvideo.model": configs.to_json(model.config),
         "ttvideo.train": configs.to_json(train_config),
         "ttvideo.progress": json.dumps(progress.__dict__),
@@ -105,7 +131,20 @@ def save(
 
 
 def load(path: Path) -> Checkpoint:
-    """Read a checkpoint.
+    """Read the checkpoint of a ClipClassifier.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a checkpoint of ours, broken, of a newer format, or of another network.
+    """
+    saved = load_any(path)
+    if not isinstance(saved, Checkpoint):
+        raise ValueError(f"{path}: expected the checkpoint of a ClipClassifier, got that of an MLPClassifier")
+    return saved
+
+
+def load_any(path: Path) -> Checkpoint | MLPCheckpoint:
+    """Read a checkpoint of either network.
 
     Raises:
         FileNotFoundError: no such file.
@@ -124,16 +163,21 @@ def load(path: Path) -> Checkpoint:
         raise ValueError(f"{path}: safetensors, but not a checkpoint of ttvideo: its header has {sorted(header)}")
     if not found.isdigit() or int(found) > FORMAT_VERSION:
         raise ValueError(f"{path}: checkpoint format {found}, this code reads up to {FORMAT_VERSION}; upgrade ttvideo")
+    network = header.get("ttvideo.network", ClipClassifier.__name__)
     try:
-        return Checkpoint(
-            configs.model_config_from_json(header["ttvideo.model"]),
-            configs.train_config_from_json(header["ttvideo.train"]),
-            Progress(**json.loads(header["ttvideo.progress"])),
-            tensors,
-            hashlib.sha256(path.read_bytes()).hexdigest(),
-        )
+        shared: dict[str, Any] = {
+            "train_config": configs.train_config_from_json(header["ttvideo.train"]),
+            "progress": Progress(**json.loads(header["ttvideo.progress"])),
+            "tensors": tensors,
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        }
+        if network == MLPClassifier.__name__:
+            return MLPCheckpoint(model_config=configs.mlp_config_from_json(header["ttvideo.model"]), **shared)
+        if network == ClipClassifier.__name__:
+            return Checkpoint(model_config=configs.model_config_from_json(header["ttvideo.model"]), **shared)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: its header is not complete: {error}") from error
+    raise ValueError(f"{path}: expected a ClipClassifier or an MLPClassifier, got {network}; upgrade ttvideo")
 
 
 def _below(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -70,11 +70,8 @@ class ModelConfig:
         if self.cell != "gru" and not self.reset_after:
             raise ValueError(f"reset_after: expected a gru where it is off, got {self.cell!r}")
         self.cell_options()  # which says what does not fit of the recurrent ranks
-        if len(set(self.labels)) != len(self.labels) or len(self.labels) < 2:
-            raise ValueError(f"expected at least two labels that differ, got {list(self.labels)}")
-        for name in ("dropout", "recurrent_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"expected a {name} in [0, 1), got {getattr(self, name)}")
+        _check_labels(self.labels)
+        _check_shares(self, "dropout", "recurrent_dropout")
         if not 0 <= self.kernel_l2 < math.inf:
             raise ValueError(f"expected a kernel_l2 of at least 0, got {self.kernel_l2}")
 
@@ -94,6 +91,46 @@ class ModelConfig:
         if self.cell == "gru":
             options["reset_after"] = self.reset_after
         return options
+
+
+@dataclass(frozen=True)
+class MLPConfig:
+    """An MLPClassifier: what it reads, its TT layers, the classes.
+
+    Raises:
+        ValueError: sizes that do not meet, an unknown activation, fewer than two labels.
+    """
+
+    labels: tuple[str, ...]
+    input_shape: tuple[int, ...]
+    """[height, width, channels] of an image, or [features]."""
+    layers: tuple[TTShape, ...]
+    activation: str = field(default="relu", metadata={"choices": tuple(ACTIVATIONS)})
+    """Of each layer."""
+    dropout: float = 0.0
+    """Share of the units dropped after each layer, in training."""
+    mean: tuple[float, ...] = (0.0,)
+    """Taken from the input, one for all or one each channel or feature; pixels run from 0 to 1."""
+    std: tuple[float, ...] = (1.0,)
+    """Then divides it, alike."""
+
+    def __post_init__(self) -> None:
+        if len(self.input_shape) not in (1, 3) or min(self.input_shape) < 1:
+            raise ValueError(f"input_shape: expected [height, width, channels] or [features], got {self.input_shape}")
+        if not self.layers:
+            raise ValueError("layers: expected at least one, got none")
+        size = math.prod(self.input_shape)
+        for number, layer in enumerate(self.layers):
+            check_modes(layer.input_modes, size, f"input_modes of layer {number}")
+            size = layer.out_features
+        for name in ("mean", "std"):
+            if len(getattr(self, name)) not in (1, self.input_shape[-1]):
+                raise ValueError(f"{name}: expected 1 or {self.input_shape[-1]} numbers, got {getattr(self, name)}")
+        if not min(self.std) > 0:
+            raise ValueError(f"std: expected positive numbers, got {self.std}")
+        _check_choices(self)
+        _check_labels(self.labels)
+        _check_shares(self, "dropout")
 
 
 @dataclass(frozen=True)
@@ -136,17 +173,30 @@ class TrainConfig:
             raise ValueError(f"expected a seed of at least 0, got {self.seed}")
 
 
-def _check_choices(config: ModelConfig) -> None:
+def _check_labels(labels: tuple[str, ...]) -> None:
+    if len(set(labels)) != len(labels) or len(labels) < 2:
+        raise ValueError(f"expected at least two labels that differ, got {list(labels)}")
+
+
+def _check_shares(config: ModelConfig | MLPConfig, *names: str) -> None:
+    for name in names:
+        if not 0 <= getattr(config, name) < 1:
+            raise ValueError(f"expected a {name} in [0, 1), got {getattr(config, name)}")
+
+
+def _check_choices(config: ModelConfig | MLPConfig) -> None:
     for f in dataclasses.fields(config):
         choices, value = f.metadata.get("choices"), getattr(config, f.name)
         if choices and value not in choices:
             raise ValueError(f"{f.name}: expected one of {', '.join(choices)}, got {value!r}")
 
 
-def to_json(config: ModelConfig | TrainConfig) -> str:
+def to_json(config: ModelConfig | MLPConfig | TrainConfig) -> str:
     def plain(value: object) -> object:
         if isinstance(value, (Sampling, Scaling)):
             return value.model_dump()
+        if isinstance(value, TTShape):
+            return dataclasses.asdict(value)
         raise TypeError(f"no JSON for {type(value).__name__}")
 
     fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
@@ -161,6 +211,16 @@ def model_config_from_json(text: str) -> ModelConfig:
     values["sampling"] = Sampling.model_validate(values["sampling"])
     values["scaling"] = Scaling.model_validate(values["scaling"])
     return ModelConfig(**values)
+
+
+def mlp_config_from_json(text: str) -> MLPConfig:
+    values = _known(MLPConfig, text)
+    for name in ("labels", "input_shape", "mean", "std"):
+        if name in values:
+            values[name] = tuple(values[name])
+    trains = ({name: tuple(sizes) for name, sizes in layer.items()} for layer in values["layers"])
+    values["layers"] = tuple(TTShape(**train) for train in trains)
+    return MLPConfig(**values)
 
 
 def train_config_from_json(text: str) -> TrainConfig:
