@@ -46,3 +46,9 @@ class Builder:
 def tensor(name: str, dtype: ir.DataType, *dims: int | str) -> ir.Value:
     """A value with a type and a shape: an input of a graph."""
     return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(dims))
+
+
+def named(value: ir.Value, name: str, dtype: ir.DataType, *dims: int | str) -> ir.Value:
+    """The value with a name, a type and a shape of its own: an output of a graph."""
+    value.name, value.type, value.shape = name, ir.TensorType(dtype), ir.Shape(dims)
+    return value

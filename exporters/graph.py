@@ -13,17 +13,13 @@ import onnx_ir as ir
 import torch
 
 from exporters import projection, recurrence, states
-from exporters.builder import Builder, tensor
+from exporters.builder import Builder, named, tensor
+from exporters.onnx_file import finished
 from exporters.projection import Reading
 from exporters.quantize import Precision
 from exporters.recurrence import States, Steps, Target
-from service import __version__
 from ttmodels.classifier import ClipClassifier
 from ttmodels.contraction import Plan
-
-OPSET = 21
-IR_VERSION = 10
-"""The oldest that knows OPSET, so that older runtimes open the file too."""
 
 
 def build(
@@ -64,23 +60,11 @@ def build(
         new |= sums
 
     classes = len(config.labels)
-    _name(logits, "logits", ir.DataType.FLOAT, "batch", classes)
-    _name(over_time, "logits_over_time", ir.DataType.FLOAT, "batch", "time", classes)
+    named(logits, "logits", ir.DataType.FLOAT, "batch", classes)
+    named(over_time, "logits_over_time", ir.DataType.FLOAT, "batch", "time", classes)
     for state in carried:
-        _name(new[state.input], state.output, states.DTYPES[state.dtype], "batch", *state.shape)
-    return ir.Model(
-        ir.Graph(
-            [frames, lengths, *given.values()],
-            [logits, over_time, *(new[state.input] for state in carried)],
-            nodes=graph.tape.nodes,
-            initializers=graph.tape.initializers,
-            opset_imports={"": OPSET},
-            name="ttvideo",
-        ),
-        ir_version=IR_VERSION,
-        producer_name="ttvideo",
-        producer_version=__version__,
-    )
+        named(new[state.input], state.output, states.DTYPES[state.dtype], "batch", *state.shape)
+    return finished(graph, [frames, lengths, *given.values()], [logits, over_time, *(new[s.input] for s in carried)])
 
 
 def _present(graph: Builder, frames: ir.Value, lengths: ir.Value) -> ir.Value:
@@ -167,7 +151,3 @@ def _mean(
 
 def _side_by_side(graph: Builder, outputs: Sequence[ir.Value]) -> ir.Value:
     return outputs[0] if len(outputs) == 1 else graph.op("Concat", *outputs, axis=2)
-
-
-def _name(value: ir.Value, name: str, dtype: ir.DataType, *dims: int | str) -> None:
-    value.name, value.type, value.shape = name, ir.TensorType(dtype), ir.Shape(dims)

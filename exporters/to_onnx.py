@@ -24,12 +24,11 @@ from ttmodels.commandline import command, plain, require
 if __name__ == "__main__":  # before the imports that need them
     require("torch", "safetensors", "onnx", "onnx_ir")
 
-import onnx
 import onnx_ir as ir
-from onnx import checker
 
-from exporters import cuda, quantize, states, tune
-from exporters.graph import OPSET, build
+from exporters import cuda, mlp, quantize, states, tune
+from exporters.graph import build
+from exporters.onnx_file import OPSET, serialize, write
 from exporters.precision import Bounds, PrecisionError, check_bounds, compare
 from exporters.quantize import Precision
 from exporters.recurrence import Target
@@ -38,8 +37,7 @@ from service import __version__
 from service.engine.provider import cuda_fault
 from service.manifest import Architecture, Contraction, DataSet, Manifest, Metrics, TimedPlan
 from ttmodels import checkpoint, contraction
-from ttmodels.atomic import in_place_of
-from ttmodels.checkpoint import Checkpoint
+from ttmodels.checkpoint import Checkpoint, MLPCheckpoint
 from ttmodels.classifier import ClipClassifier
 from ttmodels.contraction import Plan
 from ttmodels.data.folder import DecodedClips
@@ -99,21 +97,19 @@ def export(
             manifest does not allow. Nothing is written in any of these cases.
     """
     if precision == "int8" and target == "cuda":
-        raise ValueError(
-            "--precision int8: expected --target cpu, got cuda, whose MatMulInteger takes no uint8 pixels"
-        )
+        raise ValueError("--precision int8: expected --target cpu, got cuda, whose MatMulInteger takes no uint8 pixels")
     model = saved.model()
 
     def graph_of(plan: Plan, precision: Precision = precision) -> ir.Model:
         return build(model, plan, precision=precision, target=target, streaming=streaming)
 
     if plan is None:
-        chosen = _choose(model, lambda plan: _serialize(graph_of(plan)), precision, target, measure=measure)
+        chosen = _choose(model, lambda plan: serialize(graph_of(plan)), precision, target, measure=measure)
     else:
         chosen = _contraction(model, plan, target, measured_on="not measured: the plan was given")
     plan = Plan(chosen.groups, chosen.direction)
     graph = graph_of(plan)
-    data = _serialize(graph)
+    data = serialize(graph)
     if target == "cuda":
         cuda.check(data)
     carried = states.of(model) if streaming else ()
@@ -144,11 +140,11 @@ def export(
         exporter_version=__version__,
     )
     if precision != "fp32" or clips is not None:
-        compared = compare(data, _serialize(graph_of(plan, "fp32")), clips, manifest)
+        compared = compare(data, serialize(graph_of(plan, "fp32")), clips, manifest)
         check_bounds(compared, bounds or Bounds())
         manifest = manifest.model_copy(update={"precision_report": compared})
     graph.metadata_props.update(manifest.to_metadata())
-    _write(path, _serialize(graph))
+    write(path, serialize(graph))
     return manifest
 
 
@@ -178,23 +174,6 @@ def _contraction(model: ClipClassifier, plan: Plan, target: Target, **measured: 
 def _architecture(model: ClipClassifier) -> Architecture:
     shared = {name: getattr(model.config, name) for name in Architecture.model_fields if hasattr(model.config, name)}
     return Architecture(**shared, num_parameters=model.num_parameters(), compression=model.compression())
-
-
-def _serialize(graph: ir.Model) -> bytes:
-    proto: onnx.ModelProto = ir.to_proto(graph)
-    checker.check_model(proto, full_check=True)
-    data: bytes = proto.SerializeToString()
-    return data
-
-
-def _write(path: Path, data: bytes) -> None:
-    try:
-        with in_place_of(path) as part, part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise OSError(f"could not write {path}: {error.strerror}") from error
 
 
 def report(manifest: Manifest, path: Path) -> str:
@@ -261,6 +240,24 @@ def _read_metrics(path: Path) -> Metrics:
         raise ValueError(f"{path}: expected figures by `ttmodels.evaluate --write`: {plain(error)}") from error
 
 
+def _mlp(saved: MLPCheckpoint, options: argparse.Namespace, about: dict[str, Any]) -> int:
+    for name, asked, only in (
+        ("--precision", options.precision, "fp32"),
+        ("--target", options.target, "cpu"),
+        ("--streaming", options.streaming, False),
+        ("--evaluate", options.evaluate, None),
+    ):
+        if asked != only:
+            raise ValueError(f"{name}: is for models of clips, and {options.checkpoint} is an MLPClassifier")
+    try:
+        manifest = mlp.export(saved, options.out, **about, tolerance=options.tolerance or TOLERANCE)
+    except ParityError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(mlp.report(manifest, options.out))
+    return 0
+
+
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
@@ -319,7 +316,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name, version = _name_and_version(options)
     metrics = [_read_metrics(path) for path in options.metrics]
     bounds = Bounds(options.min_agreement, options.max_probability_difference, options.max_accuracy_loss)
-    saved = checkpoint.load(options.checkpoint)
+    saved = checkpoint.load_any(options.checkpoint)
+    about: dict[str, Any] = {
+        "name": name,
+        "version": version,
+        "description": options.description,
+        "metrics": metrics,
+        "temperature": options.temperature,
+    }
+    if isinstance(saved, MLPCheckpoint):
+        return _mlp(saved, options, about)
     with contextlib.ExitStack() as stack:
         clips = None
         if options.evaluate is not None:
@@ -330,11 +336,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             manifest = export(
                 saved,
                 options.out,
-                name=name,
-                version=version,
-                description=options.description,
-                metrics=metrics,
-                temperature=options.temperature,
+                **about,
                 precision=options.precision,
                 target=options.target,
                 streaming=options.streaming,

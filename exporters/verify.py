@@ -62,15 +62,23 @@ def verify(
             got = [np.asarray(out) for out in session.run(NAMES, {"frames": frames, "lengths": lengths})]
         want = model(torch.from_numpy(frames), torch.from_numpy(lengths))
         for name, mine, theirs in zip(NAMES, got, want, strict=True):
-            if mine.shape != tuple(theirs.shape):
-                raise ParityError(f"{source}: {name} at batch {batch}, time {time}: expected the shape "
-                                  f"{list(theirs.shape)}, got {list(mine.shape)}")  # fmt: skip
-            error = float(np.abs(mine - theirs.numpy()).max())
-            worst = max(worst, error)
-            if not error <= tolerance:  # also where it is not a number
-                raise ParityError(f"{source}: {name} at batch {batch}, time {time} differs from torch by {error:.3g}, "
-                                  f"expected at most {tolerance:g}")  # fmt: skip
+            where = f"{source}: {name} at batch {batch}, time {time}"
+            worst = max(worst, difference(mine, theirs.numpy(), tolerance, where))
     return Parity(max_abs_error=worst, tolerance=tolerance, sizes=SIZES)
+
+
+def difference(mine: np.ndarray, theirs: np.ndarray, tolerance: float, where: str) -> float:
+    """The largest, absolute.
+
+    Raises:
+        ParityError: another shape, more than `tolerance`, or something that is not a number.
+    """
+    if mine.shape != theirs.shape:
+        raise ParityError(f"{where}: expected the shape {list(theirs.shape)}, got {list(mine.shape)}")
+    error = float(np.abs(mine - theirs).max())
+    if not error <= tolerance:  # also where it is not a number
+        raise ParityError(f"{where} differs from torch by {error:.3g}, expected at most {tolerance:g}")
+    return error
 
 
 def open_on_cpu(onnx_bytes: bytes) -> onnxruntime.InferenceSession:

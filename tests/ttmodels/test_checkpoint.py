@@ -3,14 +3,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from tests.made import tiny_config
 from ttmodels import checkpoint
 from ttmodels.checkpoint import Progress
 from ttmodels.classifier import ClipClassifier
-from ttmodels.config import TrainConfig
+from ttmodels.config import MLPConfig, TrainConfig
+from ttmodels.mlp import MLPClassifier
+from ttmodels.tensor_train import TTShape
 
 FRAMES = torch.randint(0, 256, (2, 4, 12, 16, 3), dtype=torch.uint8)
 
@@ -96,6 +98,22 @@ def test_foreign_broken_and_newer_files_are_told_apart(tmp_path: Path) -> None:
     save_file({"weight": torch.zeros(2)}, path, {"ttvideo.format": "1"})
     with pytest.raises(ValueError, match="header is not complete"):
         checkpoint.load(path)
+
+
+def test_networks_are_told_apart(tmp_path: Path) -> None:
+    config = MLPConfig(("a", "b"), (6,), (TTShape((2, 3), (2, 2), (1, 2, 1)),), mean=(0.5,))
+    model, path = MLPClassifier(config).eval(), tmp_path / "a.safetensors"
+    checkpoint.save(path, model, TrainConfig(), Progress())
+    loaded = checkpoint.load_any(path)
+    assert loaded.model_config == config
+    assert torch.equal(loaded.model()(torch.ones(1, 6)), model(torch.ones(1, 6)))
+    with pytest.raises(ValueError, match="expected the checkpoint of a ClipClassifier, got that of an MLPClassifier"):
+        checkpoint.load(path)
+    with safe_open(path, "pt") as file:
+        header = file.metadata()
+    save_file({"weight": torch.zeros(2)}, path, header | {"ttvideo.network": "TTTransformer"})
+    with pytest.raises(ValueError, match="expected a ClipClassifier or an MLPClassifier, got TTTransformer"):
+        checkpoint.load_any(path)
 
 
 def test_the_best_cannot_be_resumed_from(tmp_path: Path) -> None:
