@@ -14,7 +14,8 @@ import torch
 from onnx import checker, helper
 
 from exporters import states
-from exporters.graph import OPSET, build
+from exporters.graph import build
+from exporters.onnx_file import OPSET
 from exporters.recurrence import Target
 from exporters.verify import SIZES, ParityError, open_on_cpu, verify
 from tests.made import random_classifier, random_clips, tiny_config
