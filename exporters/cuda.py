@@ -20,9 +20,9 @@ from exporters.inspect import assignment
 from service.engine.provider import CUDA, cuda_fault
 
 _TAKEN = frozenset(
-    "Add Cast Concat DequantizeLinear Div Elu Erf Exp Expand Gather GatherND Gelu Gemm HardSigmoid Identity Less Max "
-    "MatMul Mul Neg Range Reciprocal ReduceSum Relu Reshape Scan Selu Shape Sigmoid Slice Softplus Softsign Split "
-    "Squeeze Sub Tanh Transpose Unsqueeze Where".split()
+    "Add Cast Concat DequantizeLinear Div Elu Erf Exp Expand Gather GatherND Gelu Gemm Greater HardSigmoid "
+    "Identity Less MatMul Max Mul Neg Range Reciprocal ReduceSum Relu Reshape Scan Selu Shape Sigmoid Slice "
+    "Softplus Softsign Split Squeeze Sub Tanh Transpose Unsqueeze Where".split()
 )
 """Ops with a kernel for every type that our graphs have them with."""
 _RECURRENT = {"RNN": {"Tanh"}, "GRU": {"Sigmoid", "Tanh"}, "LSTM": {"Sigmoid", "Tanh"}}

@@ -52,3 +52,10 @@ HALF = {"bfloat16": 0.05, "float16": 0.01}
 
 BROWSER = 1e-4
 """ONNX Runtime as WebAssembly against its native build, which sums in other orders; the issue's own bound."""
+
+PROJECTED = 1e-4
+"""Gates, or logits behind them, of order 10: a float32 graph's few hundred products in another order than torch's, and
+of int8 sums of up to 2^24 that become float32."""
+
+HALF_GATES = 0.01
+"""The same where a graph's values between two products are float16: 11 bits, some hundreds of them in a sum."""
