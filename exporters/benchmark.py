@@ -88,7 +88,7 @@ def contenders(path: Path, against: Sequence[str], saved: Path | None = None) ->
     """
     if unknown := [name for name in against if name not in PLANS and not name.endswith(".onnx")]:
         raise ValueError(f"--against: expected {', '.join(PLANS)} or a file that ends in .onnx, got {unknown[0]!r}")
-    manifest = manifest_of(read(path), path)
+    manifest = manifest_of(read(path), path, Manifest)
     found = [_file(path, manifest)]
     if PLANS.keys() & set(against):
         model = _exported_from(saved, manifest) if saved else ClipClassifier(_like(manifest)).eval()
@@ -99,7 +99,7 @@ def contenders(path: Path, against: Sequence[str], saved: Path | None = None) ->
 
 def _file(path: Path, manifest: Manifest) -> Contender:
     model = read(path)
-    same = manifest_of(model, path).checkpoint_sha256 == manifest.checkpoint_sha256
+    same = manifest_of(model, path, Manifest).checkpoint_sha256 == manifest.checkpoint_sha256
     return Contender(str(path), path, weight_bytes(model.graph), same)
 
 

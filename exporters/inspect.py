@@ -18,7 +18,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from ttmodels.commandline import command, positive, require
 
@@ -32,8 +32,11 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from exporters.cost import Cost, bodies, cost, fed_inputs, open_dimensions, weight_bytes
 from service.engine.provider import CPU, CUDA, cuda_fault
 from service.errors import InvalidModel
-from service.manifest import Manifest
+from service.manifest import Manifest, MLPManifest, ModelFile
 
+M = TypeVar("M", bound=ModelFile)
+
+MLP_INPUTS = {"images", "features"}
 WIDTH = 100
 """Longer values go on in the next line."""
 
@@ -53,14 +56,14 @@ def read(path: Path) -> onnx.ModelProto:
     return model
 
 
-def manifest_of(model: onnx.ModelProto, path: Path) -> Manifest:
+def manifest_of(model: onnx.ModelProto, path: Path, kind: type[M]) -> M:
     """What the file says of itself.
 
     Raises:
-        ValueError: nothing, or what this version does not read.
+        ValueError: nothing, what this version does not read, or that it is of another kind.
     """
     try:
-        return Manifest.from_metadata({entry.key: entry.value for entry in model.metadata_props}, source=str(path))
+        return kind.from_metadata({entry.key: entry.value for entry in model.metadata_props}, source=str(path))
     except InvalidModel as error:
         raise ValueError(str(error)) from error
 
@@ -94,13 +97,14 @@ def assignment(path: Path | bytes, device: Literal["cpu", "cuda"] = "cpu") -> li
 def sections(path: Path, sizes: Mapping[str, int], device: Literal["cpu", "cuda"]) -> Iterator[tuple[str, list[str]]]:
     """Title and lines of each part of the report, as they become known."""
     model = read(path)
+    kind = MLPManifest if MLP_INPUTS & {value.name for value in fed_inputs(model.graph)} else Manifest
+    frames = 0
     try:
-        manifest = manifest_of(model, path)
+        manifest: ModelFile = manifest_of(model, path, kind)
     except ValueError as error:
-        frames = 0
         yield "manifest", [str(error)]
     else:
-        frames = manifest.sampling.num_frames
+        frames = manifest.sampling.num_frames if isinstance(manifest, Manifest) else 0
         yield "manifest", list(_readable(manifest.model_dump()))
     yield "graph", _graph(model, path)
     chosen = {**dict.fromkeys(open_dimensions(model), 1), **({"time": frames} if frames else {}), **sizes}

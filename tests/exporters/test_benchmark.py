@@ -10,17 +10,21 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from exporters import benchmark, timing
+from exporters import benchmark, timing, to_onnx
 from exporters.benchmark import contenders, measure
 from exporters.cost import cost
 from exporters.graph import build
 from exporters.timing import in_turns
 from exporters.to_onnx import export
+from tests.exporters.test_mlp import CONFIGS
 from tests.exporters.test_to_onnx import save
 from tests.made import TINY, tiny_config
 from tests.tolerances import LOGITS
 from ttmodels import checkpoint, contraction
+from ttmodels.checkpoint import Progress
+from ttmodels.config import TrainConfig
 from ttmodels.contraction import Plan
+from ttmodels.mlp import MLPClassifier
 from ttmodels.tensor_train import TTShape
 
 CHAIN = Plan((1, 1, 1, 1))
@@ -167,3 +171,10 @@ def test_a_file_without_a_manifest_is_refused(
     (tmp_path / "bare.onnx").write_bytes(model.SerializeToString())
     assert benchmark.main([str(tmp_path / "bare.onnx")]) == 2
     assert "expected the metadata key 'ttvideo.manifest'" in capsys.readouterr().err
+
+
+def test_a_file_that_reads_no_clips_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint.save(tmp_path / "a.safetensors", MLPClassifier(CONFIGS["grey"]), TrainConfig(), Progress())
+    assert to_onnx.main([str(tmp_path / "a.safetensors"), "-o", str(tmp_path / "mlp.onnx"), "--name", "made"]) == 0
+    assert benchmark.main([str(tmp_path / "mlp.onnx")]) == 2
+    assert "expected a model that reads clips, got one that reads images" in capsys.readouterr().err

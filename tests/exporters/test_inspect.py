@@ -16,16 +16,21 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from exporters import inspect
+from exporters import inspect, mlp
 from exporters.cost import cost
 from exporters.graph import build
 from exporters.inspect import assignment
 from service.engine.provider import CPU
 from service.manifest import METADATA_KEY, Manifest
 from tests.exporters.test_browser import BUNDLED
+from tests.exporters.test_mlp import CONFIGS
 from tests.made import tiny_config
+from ttmodels import checkpoint
+from ttmodels.checkpoint import MLPCheckpoint, Progress
 from ttmodels.classifier import ClipClassifier
+from ttmodels.config import TrainConfig
 from ttmodels.contraction import Plan
+from ttmodels.mlp import MLPClassifier
 
 
 @pytest.fixture
@@ -110,6 +115,19 @@ def test_ops_inside_a_scan_are_seen(tmp_path: Path, capsys: pytest.CaptureFixtur
     out = printed(capsys, tmp_path / "scan.onnx")
     assert re.search(r"^ *ops .*\bMatMul 3\b.*\bScan 1\b", out, re.MULTILINE)  # two in the body, one in the head
     assert Counter(op for _, op, _ in assignment(tmp_path / "scan.onnx"))["MatMul"] == 3
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_models_of_images_and_features(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, path = MLPClassifier(CONFIGS[name]), tmp_path / "a.onnx"
+    checkpoint.save(tmp_path / "a.safetensors", model, TrainConfig(), Progress())
+    saved = checkpoint.load_any(tmp_path / "a.safetensors")
+    assert isinstance(saved, MLPCheckpoint)
+    manifest = mlp.export(saved, path, name="made")
+    out = printed(capsys, path, "--size", "batch=5")
+    assert re.search(rf"^  reads +{manifest.reads}$", out, re.MULTILINE)
+    assert re.search(rf"^  num_parameters +{manifest.num_parameters}$", out, re.MULTILINE)
+    assert "cost at batch 5" in out
 
 
 def test_the_assignment_is_that_of_a_run(tmp_path: Path) -> None:
