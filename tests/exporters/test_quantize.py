@@ -160,7 +160,7 @@ def test_float16_neither_overflows_nor_vanishes(gauge: float) -> None:
     layer.set_cores([cores[0] / gauge, *cores[1:3], cores[3] * gauge])
     white = torch.full((1, 1, 12, 16, 3), 255, dtype=torch.uint8)
     uneven = white * (torch.arange(16) % 2).to(torch.uint8)[:, None]
-    for plan in contraction.all_plans(4):
+    for plan in (Plan((4,)), Plan((2, 2)), Plan((1, 1, 1, 1)), Plan((2, 2), "left_to_right")):
         train = pixel_train(layer, plan, scale, shift, "fp16")
         assert all(bool(matrix.isfinite().all()) for matrix in train.matrices)
         for frames in (white, uneven, 255 - uneven):

@@ -1,3 +1,6 @@
+import resource
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -5,18 +8,21 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
-from exporters import to_onnx
+from exporters import cuda, to_onnx
 from exporters.to_onnx import export
 from exporters.verify import ParityError
 from service.manifest import METADATA_KEY, Manifest, Metrics, Scaling
-from tests.made import tiny_config
-from tests.tolerances import LOGITS
+from tests.made import tiny_config, write_folder
+from tests.tolerances import LOGITS, PROBABILITY
 from ttmodels import atomic, checkpoint, contraction, onnx_ops
 from ttmodels.checkpoint import Checkpoint, Progress
 from ttmodels.classifier import ClipClassifier
 from ttmodels.config import ModelConfig, TrainConfig
 from ttmodels.contraction import Plan
+from ttmodels.evaluate import labelled_clips
 
 STANDARD_OPS = {
     *("MatMul", "Gemm", "Reshape", "Transpose", "Add", "Mul", "Div", "Cast", "Where", "Less", "Range", "Shape"),
@@ -239,10 +245,193 @@ def test_metrics_may_stand_before_the_checkpoint_and_be_repeated(tmp_path: Path)
     assert [figures.split for figures in manifest.metrics] == ["test", "unseen"]
 
 
-def test_a_foreign_checkpoint_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "a.safetensors").write_bytes(b"no")
-    assert to_onnx.main([str(tmp_path / "a.safetensors"), "-o", str(tmp_path / "m.onnx")]) == 2
-    assert "expected a safetensors file" in capsys.readouterr().err
+def test_a_file_larger_than_allowed_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The system's own refusal to write on, as on a full disk."""
+    saved, out = tmp_path / "a.safetensors", tmp_path / "m.onnx"
+    save(saved, tiny_config())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        assert to_onnx.main([str(saved), "-o", str(out)]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert f"error: could not write {out}: File too large" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+@pytest.mark.parametrize("during", ["verify", "compare", "os.fsync"])
+def test_an_interruption_leaves_nothing(
+    during: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C while it proves, compares or writes."""
+    save(tmp_path / "a.safetensors", tiny_config())
+    place, name = (to_onnx.os, "fsync") if during == "os.fsync" else (to_onnx, during)
+    monkeypatch.setattr(place, name, lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    arguments = [str(tmp_path / "a.safetensors"), "-o", str(tmp_path / "m.onnx"), "--precision", "int8"]
+    assert to_onnx.main(arguments) == 130
+    assert capsys.readouterr().err == "\ninterrupted\n"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def broken(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def foreign(path: Path) -> None:
+    save_file({"weight": torch.zeros(2)}, path)
+
+
+def newer(path: Path) -> None:
+    _with_header(path, lambda header: header | {"ttvideo.format": "2"})
+
+
+def with_an_option_to_come(path: Path) -> None:
+    _with_header(path, lambda header: header | {"ttvideo.model": header["ttvideo.model"][:-1] + ', "attention": true}'})
+
+
+def _with_header(path: Path, change: Callable[[dict[str, str]], dict[str, str]]) -> None:
+    with safe_open(path, "pt") as file:
+        header, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    save_file(tensors, path, change(header))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: path.write_bytes(b"no"), "expected a safetensors file, got something else or a broken one"),
+        (broken, "expected a safetensors file, got something else or a broken one"),
+        (foreign, "safetensors, but not a checkpoint of ttvideo"),
+        (newer, "checkpoint format 2, this code reads up to 1; upgrade ttvideo"),
+        (with_an_option_to_come, "got also ['attention']"),
+        (Path.unlink, "expected a checkpoint (a .safetensors file), found nothing at"),
+    ],
+)
+def test_what_is_no_checkpoint_of_ours_is_refused(
+    spoil: Callable[[Path], object], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.safetensors"
+    save(path, tiny_config())
+    spoil(path)
+    assert to_onnx.main([str(path), "-o", str(tmp_path / "m.onnx")]) == 2
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert printed.startswith("error: ")
+    assert printed.count("\n") == 1
+    assert not (tmp_path / "m.onnx").exists()
+
+
+# ---- targets and precisions
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_a_lower_precision_says_how_far_it_is(
+    precision: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a folder of clips: the file's probabilities are the model's within what it says of itself."""
+    saved = save(tmp_path / "a.safetensors", tiny_config())
+    folder = write_folder(tmp_path / "clips", saved.model_config.labels, 3)
+    out = tmp_path / "m.onnx"
+    arguments = [str(tmp_path / "a.safetensors"), "-o", str(out), "--precision", precision, "--evaluate", str(folder)]
+    assert to_onnx.main(arguments) == 0
+    manifest = Manifest.from_metadata(_metadata(out))
+    assert manifest.precision == precision
+    report = manifest.precision_report
+    assert report is not None
+    assert (report.num_clips, report.clips) == (9, str(folder))
+    assert 0 < report.max_probability_difference < 0.1
+    assert report.label_agreement == 1.0
+    with labelled_clips(folder, manifest.labels, manifest.sampling) as clips, torch.inference_mode():
+        frames, targets = clips.batch(np.arange(9))
+        want = saved.model()(torch.from_numpy(frames)).logits
+    assert report.accuracy_fp32 == float((want.argmax(-1).numpy() == targets).mean())
+    got, _ = run(out, torch.from_numpy(frames), [6] * 9)
+    differences = (torch.from_numpy(got).softmax(-1) - want.softmax(-1)).abs()
+    assert float(differences.max()) == pytest.approx(report.max_probability_difference, abs=PROBABILITY)
+    printed = capsys.readouterr().out
+    assert f"{precision} against fp32: the same label on 100.00%" in printed
+    assert f"on 9 clips ({folder})" in printed
+
+
+def test_past_a_bound_there_is_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(tmp_path / "a.safetensors", tiny_config())
+    arguments = [str(tmp_path / "a.safetensors"), "-o", str(tmp_path / "m.onnx"), "--precision", "int8"]
+    assert to_onnx.main([*arguments, "--max-probability-difference", "0"]) == 1
+    printed = capsys.readouterr().err
+    assert "too far from fp32 on 64 clips (made: smooth noise that changes): largest difference of prob" in printed
+    assert "expected at most 0\n" in printed
+    assert not (tmp_path / "m.onnx").exists()
+    assert to_onnx.main(arguments) == 0
+
+
+def test_parity_of_a_lower_precision_is_with_its_own_weights(tmp_path: Path) -> None:
+    """A fault in the graph does not hide behind what rounding changes."""
+    saved = save(tmp_path / "a.safetensors", tiny_config())
+    manifest = export(saved, tmp_path / "m.onnx", name="made", precision="int8", measure=False)
+    assert manifest.parity.max_abs_error < LOGITS / 10
+    assert manifest.precision_report is not None
+    assert manifest.precision_report.max_probability_difference > 10 * manifest.parity.max_abs_error
+
+
+def test_the_choice_of_a_plan_is_in_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(tmp_path / "a.safetensors", tiny_config())
+    arguments = [str(tmp_path / "a.safetensors"), "-o", str(tmp_path / "m.onnx")]
+    assert to_onnx.main(arguments) == 0
+    chosen = Manifest.from_metadata(_metadata(tmp_path / "m.onnx")).contraction
+    assert (chosen.target, len(chosen.measured)) == ("cpu", 5)
+    assert (chosen.groups, chosen.direction) in [(timed.groups, timed.direction) for timed in chosen.measured]
+    printed = capsys.readouterr().out
+    assert all(f"{timed.milliseconds:8.3f} ms a clip by cores in groups {timed.groups}" in printed
+               for timed in chosen.measured)  # fmt: skip
+    assert to_onnx.main([*arguments, "--no-tune"]) == 0
+    by_cost = Manifest.from_metadata(_metadata(tmp_path / "m.onnx")).contraction
+    assert (by_cost.measured, by_cost.measured_on) == ((), "not measured: not asked for")
+    shape = ClipClassifier(tiny_config()).projection.shape
+    assert by_cost.groups == contraction.choose_plan(shape, 6, merged_once=True).groups
+    assert "not measured: not asked for" in capsys.readouterr().out
+
+
+def test_for_cuda_without_a_gpu_the_cost_model_chooses_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for module in (to_onnx, cuda):
+        monkeypatch.setattr(module, "cuda_fault", lambda: "there is no driver")
+    save(tmp_path / "a.safetensors", tiny_config(recurrent_activation="hard_sigmoid"))
+    arguments = [str(tmp_path / "a.safetensors"), "-o", str(tmp_path / "m.onnx"), "--target", "cuda"]
+    assert to_onnx.main([*arguments, "--precision", "fp16"]) == 0
+    chosen = Manifest.from_metadata(_metadata(tmp_path / "m.onnx")).contraction
+    assert (chosen.target, chosen.measured_on) == ("cuda", "not measured: there is no driver")
+    assert "not measured: there is no driver" in capsys.readouterr().out
+    assert to_onnx.main([*arguments, "--precision", "int8"]) == 2
+    assert "--precision int8: expected --target cpu, got cuda" in capsys.readouterr().err
+
+
+@pytest.mark.gpu
+def test_for_cuda_with_a_gpu_plans_are_measured_there(tmp_path: Path) -> None:
+    saved = save(tmp_path / "a.safetensors", tiny_config())
+    manifest = export(saved, tmp_path / "m.onnx", name="made", target="cuda", precision="fp16")
+    assert manifest.contraction.measured
+    assert manifest.contraction.measured_on.endswith("on CUDA")
+
+
+def test_a_streaming_file_names_its_states(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(tmp_path / "a.safetensors", tiny_config(cell="lstm"))
+    arguments = [str(tmp_path / "a.safetensors"), "-o", str(tmp_path / "m.onnx"), "--streaming", "--precision", "int8"]
+    assert to_onnx.main(arguments) == 0
+    manifest = Manifest.from_metadata(_metadata(tmp_path / "m.onnx"))
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    assert [state.input for state in manifest.states] == [i.name for i in session.get_inputs()][2:] == ["h", "c"]
+    assert "h -> next_h, float32 [batch, 1, 16]" in capsys.readouterr().out
+    save(tmp_path / "a.safetensors", tiny_config(bidirectional=True))
+    assert to_onnx.main(arguments) == 2
+    assert "streaming: expected a model that reads forward" in capsys.readouterr().err
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        to_onnx.main(["--help"])
+    printed = capsys.readouterr().out
+    for part in ("examples:", "--precision int8 --evaluate test_clips/", "--streaming", "(fp32 0.001, fp16 0.02, int8"):
+        assert part in printed
 
 
 def _metadata(path: Path) -> dict[str, str]:
