@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,17 @@ from exporters import states
 from exporters.graph import build
 from exporters.onnx_file import OPSET
 from exporters.recurrence import Target
+from exporters.to_onnx import export
 from exporters.verify import SIZES, ParityError, open_on_cpu, verify
+from service.engine.provider import Choice
+from service.engine.session import Session
 from tests.made import random_classifier, random_clips, tiny_config
 from tests.tolerances import EXPORTED
+from ttmodels import checkpoint
 from ttmodels.activations import ACTIVATIONS
+from ttmodels.checkpoint import Progress
 from ttmodels.classifier import ClipClassifier
+from ttmodels.config import TrainConfig
 from ttmodels.contraction import Plan
 
 PLAN = Plan((2, 2))
@@ -139,6 +146,22 @@ def test_what_cuda_does_not_take_is_no_native_op_there(options: dict[str, Any], 
 def test_a_model_that_reads_backwards_does_not_stream() -> None:
     with pytest.raises(ValueError, match="streaming: expected a model that reads forward, got a bidirectional one"):
         build(random_classifier(tiny_config(bidirectional=True)), PLAN, streaming=True)
+
+
+def test_the_service_runs_what_reads_both_ways(tmp_path: Path) -> None:
+    """And its manifest says what the network is."""
+    form = {"cell": "lstm", "num_layers": 2, "bidirectional": True, "activation": "softsign", "recurrent_ranks": (2,)}
+    model = random_classifier(tiny_config(**form))
+    checkpoint.save(tmp_path / "a.safetensors", model, TrainConfig(), Progress())
+    export(checkpoint.load(tmp_path / "a.safetensors"), tmp_path / "made.onnx", name="made", measure=False)
+    session = Session(tmp_path / "made.onnx", Choice("cpu"))
+    architecture = session.manifest.architecture.model_dump()
+    assert {name: architecture[name] for name in form} == form
+    frames = random_clips(2, 6)
+    with torch.inference_mode():
+        want = model(frames, torch.tensor([6, 4])).logits
+    got, _ = session.run(frames.numpy(), np.array([6, 4], np.int32))
+    assert np.abs(got - want.numpy()).max() < EXPORTED * float(want.abs().max())
 
 
 # ---- verify

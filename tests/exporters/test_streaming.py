@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,18 @@ from hypothesis import strategies as st
 
 from exporters import states
 from exporters.graph import build
+from exporters.to_onnx import export
 from exporters.verify import open_on_cpu, run_in_pieces
+from service.engine.provider import Choice
+from service.engine.session import Session
+from service.errors import InvalidModel
 from service.manifest import State
 from tests.made import random_classifier, random_clips, tiny_config
 from tests.tolerances import STREAMED
+from ttmodels import checkpoint
+from ttmodels.checkpoint import Progress
 from ttmodels.classifier import ClipClassifier
+from ttmodels.config import TrainConfig
 from ttmodels.contraction import Plan
 
 FORMS: dict[str, dict[str, Any]] = {
@@ -107,3 +115,13 @@ def test_the_states_are_described_as_they_are() -> None:
 def test_only_what_a_model_has_is_carried() -> None:
     assert [state.input for state in states.of(opened("gru")[0])] == ["h"]
     assert [state.input for state in states.of(opened("mean")[0])] == ["h", "logits_sum", "num_steps"]
+
+
+def test_the_service_does_not_serve_it(tmp_path: Path) -> None:
+    model = opened("gru")[0]
+    checkpoint.save(tmp_path / "a.safetensors", model, TrainConfig(), Progress())
+    saved, path = checkpoint.load(tmp_path / "a.safetensors"), tmp_path / "made.onnx"
+    manifest = export(saved, path, name="made", streaming=True, measure=False)
+    assert manifest.states == states.of(model)
+    with pytest.raises(InvalidModel, match="expected a model of whole clips, got a streaming one"):
+        Session(path, Choice("cpu"))

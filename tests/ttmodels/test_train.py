@@ -56,6 +56,26 @@ def test_it_learns_and_is_evaluated(folder: Path, tmp_path: Path, capsys: pytest
     assert figures["accuracy"] >= 0.9
 
 
+def test_every_form_of_the_recurrence_is_an_option(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    form = ["--num-layers", "2", "--bidirectional", "--activation", "elu", "--recurrent-activation", "hard_sigmoid",
+            "--no-reset-after", "--recurrent-ranks", "2", "3", "2"]  # fmt: skip
+    assert run(folder, tmp_path / "run", "--epochs", "1", *form) == 0
+    assert "layers           2, both directions" in capsys.readouterr().out
+    config = checkpoint.load(tmp_path / "run" / "last.safetensors").model_config
+    assert (config.num_layers, config.bidirectional, config.activation) == (2, True, "elu")
+    assert (config.recurrent_activation, config.reset_after) == ("hard_sigmoid", False)
+    assert config.recurrent_ranks == (2, 3, 2)
+    assert bare(folder, tmp_path / "run", "--resume", "--epochs", "2", *form) == 0
+    more = ["--no-bidirectional", "--reset-after", "--recurrent-ranks", "2"]
+    capsys.readouterr()
+    assert bare(folder, tmp_path / "run", "--resume", "--epochs", "3", *more) == 2
+    printed = capsys.readouterr().err
+    assert "the run to resume has --bidirectional, no --reset-after, --recurrent-ranks 2 3 2" in printed
+    assert "got no --bidirectional, --reset-after, --recurrent-ranks 2." in printed
+
+
 def interrupt_after(epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C once so many epochs are in `last`; before the first batch for 0."""
     real_save = checkpoint.save
