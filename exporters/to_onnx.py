@@ -162,10 +162,11 @@ def _choose(
 
 def _contraction(model: ClipClassifier, plan: Plan, target: Target, **measured: Any) -> Contraction:
     shape, frames_per_clip = model.projection.shape, model.config.sampling.num_frames
+    flops = contraction.cost(plan, shape, frames_per_clip).flops * model.rnn.num_directions
     return Contraction(
         groups=plan.groups,
         direction=plan.direction,
-        flops_per_frame=contraction.cost(plan, shape, frames_per_clip).flops // frames_per_clip,
+        flops_per_frame=flops // frames_per_clip,
         target=target,
         **measured,
     )
@@ -185,6 +186,7 @@ def report(manifest: Manifest, path: Path) -> str:
         f"model       {manifest.name} version {manifest.version}, {len(manifest.labels)} classes",
         f"clip        {s.num_frames} frames of {s.width}x{s.height}, {s.policy} in time",
         f"TT-{a.cell.upper():<8} {a.input_modes} -> {a.output_modes}, ranks {a.tt_ranks}",
+        f"layers      {a.num_layers}, {'both directions' if a.bidirectional else 'forward'}",
         f"size        {a.num_parameters:,} parameters; dense is {saved.input_to_hidden:,.0f} (input-to-hidden), "
         f"{saved.rnn:,.0f} (RNN), {saved.model:,.0f} (model) times larger",
         f"plan        {_plan(c)}, {c.flops_per_frame / 1e6:,.1f} MFLOP a frame, for {c.target}",

@@ -111,7 +111,7 @@ class Contraction(_Part):
     direction: Literal["right_to_left", "left_to_right"]
     """The order in which the frame meets the factors."""
     flops_per_frame: int
-    """Additions and multiplications."""
+    """Additions and multiplications, of both directions where there are two."""
     target: Literal["cpu", "cuda"] = "cpu"
     """What the graph was made for. It runs elsewhere too."""
     measured: tuple[TimedPlan, ...] = ()
