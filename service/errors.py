@@ -90,6 +90,36 @@ class NoVideoStream(RequestError):
     title = "The file holds no video stream"
 
 
+class PictureTooLarge(RequestError):
+    status = 422
+    code = "picture_too_large"
+    title = "The video's pictures are too large"
+
+
+class VideoTooLong(RequestError):
+    status = 422
+    code = "video_too_long"
+    title = "The video is too long"
+
+
+class TooManyFrames(RequestError):
+    status = 422
+    code = "too_many_frames"
+    title = "The video has too many frames"
+
+
+class TooManyStreams(RequestError):
+    status = 422
+    code = "too_many_streams"
+    title = "The file holds too many streams"
+
+
+class TooMuchMemory(RequestError):
+    status = 422
+    code = "too_much_memory"
+    title = "Decoding the video takes more memory than a decoder may have"
+
+
 class UndecodableVideo(RequestError):
     status = 422
     code = "undecodable_video"

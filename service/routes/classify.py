@@ -20,10 +20,15 @@ from service.errors import (
     NotAVideo,
     NotReady,
     NoVideoStream,
+    PictureTooLarge,
+    TooManyFrames,
+    TooManyStreams,
+    TooMuchMemory,
     UndecodableVideo,
     UnknownModel,
     UploadTimeout,
     UploadTooLarge,
+    VideoTooLong,
 )
 from service.routes.problem import problems
 from service.routes.upload import FIELD, receive_upload
@@ -59,6 +64,11 @@ _BODY = {
         UploadTooLarge,
         NotAVideo,
         NoVideoStream,
+        PictureTooLarge,
+        VideoTooLong,
+        TooManyFrames,
+        TooManyStreams,
+        TooMuchMemory,
         UndecodableVideo,
         DecoderCrashed,
         InvalidParameter,

@@ -6,6 +6,7 @@ Memory is bounded by the clip asked for: of the decoded pictures only the last o
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -20,6 +21,7 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 from av.video.stream import VideoStream
 
 from service.errors import NotAVideo, NoVideoStream, StartError, UndecodableVideo
+from service.video.bounds import UNBOUNDED, Bounds
 from service.video.sampling import Sampling
 
 CONTAINERS = {
@@ -63,7 +65,6 @@ _NO_PRESENTATION_TIME = {"avi"}
 
 _OPEN_OPTIONS = {
     "format_whitelist": ",".join(CONTAINERS),
-    "protocol_whitelist": "file,fd,pipe",
     "codec_whitelist": ",".join(CODECS),
 }
 _FILTERS = {
@@ -146,25 +147,29 @@ def check_ffmpeg() -> None:
         )
 
 
-def decode_clip(path: Path, sampling: Sampling, out: np.ndarray | None = None) -> Clip:
+def decode_clip(
+    source: Path | int, sampling: Sampling, out: np.ndarray | None = None, bounds: Bounds = UNBOUNDED
+) -> Clip:
     """Decode the frames of a video file that `sampling` asks for.
 
     Args:
-        path: a local file; its name plays no part in how it is read.
+        source: a local file, whose name plays no part in how it is read, or the descriptor of one that is open.
         sampling: which frames, and their form.
         out: uint8 [time, height, width, 3] to write to; a new array without it.
+        bounds: how large the video may be.
 
     Raises:
+        PictureTooLarge, VideoTooLong, TooManyFrames, TooManyStreams: it is larger than `bounds`.
         NotAVideo: no known container, or none that may be opened.
         NoVideoStream: a container without pictures.
         UndecodableVideo: not one picture could be decoded.
     """
     frames = np.empty(sampling.clip_shape, np.uint8) if out is None else out
     notes = _Notes()
-    with _open(path) as container:
-        timeline = _read_timeline(container, _video_stream(container), notes)
-    with _open(path) as container:
-        stream = _video_stream(container)
+    with _open(source, bounds) as container:
+        timeline = _read_timeline(container, _video_stream(container, bounds), notes, bounds)
+    with _open(source, bounds) as container:
+        stream = _video_stream(container, bounds)
         base, first = timeline.time_base, timeline.ticks[0]
         targets = sampling.target_ticks(first, timeline.end)
         times: list[int] = []
@@ -205,10 +210,17 @@ def decode_clip(path: Path, sampling: Sampling, out: np.ndarray | None = None) -
     return Clip(frames, info)
 
 
-def _open(path: Path) -> InputContainer:
+def _open(source: Path | int, bounds: Bounds) -> InputContainer:
+    options = _OPEN_OPTIONS | bounds.codec_options()
+    if isinstance(source, int):
+        # All who read from a descriptor share its position, so there must be one container at a time.
+        os.lseek(source, 0, os.SEEK_SET)
+        name, options = "fd:", options | {"protocol_whitelist": "fd", "fd": str(source)}
+    else:
+        name, options = str(source), options | {"protocol_whitelist": "file"}
     try:
         # The white lists hold whatever the name is: it can choose neither a playlist demuxer nor a network protocol.
-        container = av.open(str(path), options=dict(_OPEN_OPTIONS), metadata_errors="replace")
+        container = av.open(name, options=options, metadata_errors="replace")
     except (av.error.FFmpegError, ValueError) as error:
         # FFmpeg calls it an invalid argument where it knows the format and the white list leaves it out.
         got = "" if isinstance(error, av.error.ArgumentError) else ", or one that is incomplete or broken"
@@ -224,23 +236,24 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or type(error).__name__
 
 
-def _video_stream(container: InputContainer) -> VideoStream:
+def _video_stream(container: InputContainer, bounds: Bounds) -> VideoStream:
     """The stream that a player shows: the largest that is not cover art."""
     streams = [s for s in container.streams.video if not s.disposition & s.disposition.attached_pic]
     if not streams:
         kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
         raise NoVideoStream(f"expected a video stream, found {kinds} in a {container.format.name} file")
     stream = max(streams, key=lambda s: (bool(s.disposition & s.disposition.default), s.width * s.height, -s.index))
+    bounds.check_header(container, stream)
     context = stream.codec_context
     if context is None or context.codec.name not in CODECS:
         name = context.codec.name if context is not None else "an unknown codec"
         raise UndecodableVideo(f"expected a supported codec, got {name}")
-    context.options = {"codec_whitelist": _OPEN_OPTIONS["codec_whitelist"]}
+    context.options = {"codec_whitelist": _OPEN_OPTIONS["codec_whitelist"]} | bounds.codec_options()
     context.thread_count = 1
     return stream
 
 
-def _read_timeline(container: InputContainer, stream: VideoStream, notes: _Notes) -> _Timeline:
+def _read_timeline(container: InputContainer, stream: VideoStream, notes: _Notes, bounds: Bounds) -> _Timeline:
     """Presentation times from the packets alone: headers lie about counts and durations."""
     pts: list[int] = []
     dts: list[int] = []
@@ -254,6 +267,7 @@ def _read_timeline(container: InputContainer, stream: VideoStream, notes: _Notes
                 pts.append(packet.pts)
             if packet.dts is not None:
                 dts.append(packet.dts)
+            bounds.check_count(max(len(pts), len(dts)))
             if stamp is not None and packet.duration:
                 last_duration = packet.duration
     except av.error.FFmpegError as error:
@@ -263,6 +277,7 @@ def _read_timeline(container: InputContainer, stream: VideoStream, notes: _Notes
     ticks = sorted(pts if stored else dts)
     if not ticks:
         raise UndecodableVideo("expected packets with time stamps in the video stream, found none")
+    bounds.check_span((ticks[-1] - ticks[0]) * base)
     if not last_duration:
         last_duration = round((ticks[-1] - ticks[0]) / (len(ticks) - 1)) if len(ticks) > 1 else 0
     if stream.frames and abs(stream.frames - len(ticks)) > 1:
