@@ -15,8 +15,10 @@ int8: the first matrix meets the raw pixels as integers, so that neither they no
 - Each column (a rank beside an output mode) has a scale of its own, a product of one a rank, which goes into the next
   matrix, and one an output mode, which multiplies the result: no operation on the large value in between.
 - Rounding errors are carried to the next pixel of the channel, so that the error of a sum over neighbouring pixels
-  stays within half a step. Frames are smooth: on clips this takes four fifths of the error away. It is noise shaping
-  as in audio converters (Spang and Schultheiss, "Reduction of quantizing noise by use of feedback", 1962).
+  stays within half a step. Frames are smooth: on clips of moving digits this takes four fifths of the error of a
+  probability away, as two more bits would. It is noise shaping as in audio converters (Spang and Schultheiss,
+  "Reduction of quantizing noise by use of feedback", 1962).
+- The factors after it stay float32. With the value between them in 8 bits too, the train takes as long as before.
 """
 
 from __future__ import annotations

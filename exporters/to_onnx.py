@@ -291,7 +291,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     near = parser.add_argument_group(
         "how near a lower precision is to fp32", "Past a bound there is no file, and the exit code is 1."
     ).add_argument
-    near("--evaluate", type=Path, metavar="FOLDER", help="clips to compare on, LABEL/CLIP (without labels, made ones)")
+    near("--evaluate", type=Path, metavar="FOLDER", help="clips to compare on, FOLDER/LABEL/CLIP (made ones)")
     near("--cache", type=Path, help="folder for these clips decoded, kept (a temporary one)")
     bounds = Bounds()
     near(
