@@ -32,10 +32,11 @@ from exporters.onnx_file import OPSET, serialize, write
 from exporters.precision import Bounds, PrecisionError, check_bounds, compare
 from exporters.quantize import Precision
 from exporters.recurrence import Target
+from exporters.report import report
 from exporters.verify import TOLERANCE, ParityError, verify
 from service import __version__
 from service.engine.provider import cuda_fault
-from service.manifest import Architecture, Contraction, DataSet, Manifest, Metrics, TimedPlan
+from service.manifest import Architecture, Contraction, DataSet, Manifest, Metrics
 from ttmodels import checkpoint, contraction
 from ttmodels.checkpoint import Checkpoint, MLPCheckpoint
 from ttmodels.classifier import ClipClassifier
@@ -175,42 +176,6 @@ def _contraction(model: ClipClassifier, plan: Plan, target: Target, **measured: 
 def _architecture(model: ClipClassifier) -> Architecture:
     shared = {name: getattr(model.config, name) for name in Architecture.model_fields if hasattr(model.config, name)}
     return Architecture(**shared, num_parameters=model.num_parameters(), compression=model.compression())
-
-
-def report(manifest: Manifest, path: Path) -> str:
-    """What was written, for a person."""
-    a, c, s = manifest.architecture, manifest.contraction, manifest.sampling
-    saved = a.compression
-    lines = [
-        f"wrote       {path}, {path.stat().st_size / 1024:,.0f} KiB, opset {manifest.opset}, {manifest.precision}",
-        f"model       {manifest.name} version {manifest.version}, {len(manifest.labels)} classes",
-        f"clip        {s.num_frames} frames of {s.width}x{s.height}, {s.policy} in time",
-        f"TT-{a.cell.upper():<8} {a.input_modes} -> {a.output_modes}, ranks {a.tt_ranks}",
-        f"layers      {a.num_layers}, {'both directions' if a.bidirectional else 'forward'}",
-        f"size        {a.num_parameters:,} parameters; dense is {saved.input_to_hidden:,.0f} (input-to-hidden), "
-        f"{saved.rnn:,.0f} (RNN), {saved.model:,.0f} (model) times larger",
-        f"plan        {_plan(c)}, {c.flops_per_frame / 1e6:,.1f} MFLOP a frame, for {c.target}",
-        f"            {c.measured_on}",
-        *(f"            {timed.milliseconds:8.3f} ms a clip by {_plan(timed)}" for timed in c.measured),
-        f"parity      largest difference to torch {manifest.parity.max_abs_error:.2g} "
-        f"(at most {manifest.parity.tolerance:g}) at {len(manifest.parity.sizes)} sizes of batch and time",
-    ]
-    if (p := manifest.precision_report) is not None:
-        accuracy = "" if p.accuracy is None else f", accuracy {p.accuracy:.4f} (fp32 {p.accuracy_fp32:.4f})"
-        lines += [
-            f"precision   {manifest.precision} against fp32: the same label on {p.label_agreement:.2%}, probabilities "
-            f"differ by at most {p.max_probability_difference:.2g}{accuracy}",
-            f"            on {p.num_clips} clips ({p.clips})",
-        ]
-    for state in manifest.states:
-        shape = ", ".join(map(str, ("batch", *state.shape)))
-        lines.append(f"state       {state.input} -> {state.output}, {state.dtype} [{shape}]")
-    lines += [f"accuracy    {m.accuracy:.4f} on {m.num_clips} clips of {m.split}" for m in manifest.metrics]
-    return "\n".join(lines)
-
-
-def _plan(plan: Contraction | TimedPlan) -> str:
-    return f"cores in groups {plan.groups}, {plan.direction.replace('_', ' ')}"
 
 
 def _named_by_folders(path: Path) -> tuple[str, str] | None:
