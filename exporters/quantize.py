@@ -41,6 +41,8 @@ Precision = Literal["fp32", "fp16", "int8"]
 
 WEIGHT_BITS = 7
 WEIGHT_MAX = 2 ** (WEIGHT_BITS - 1) - 1
+LARGEST_SUM = (2**31 - 1) // (255 * WEIGHT_MAX)
+"""Products of a pixel and a weight that 32 bits hold the sum of."""
 LARGEST = 2.0**10
 """Bound on a float16 value of the graph, by the sums of absolute weights; 64 times below where float16 ends."""
 
@@ -73,7 +75,7 @@ def fits(plan: Plan, shape: TTShape, pixel_scale: Tensor, precision: Precision) 
     return (
         plan.direction == "right_to_left"
         and (n % len(pixel_scale) == 0 or bool((pixel_scale == pixel_scale[0]).all()))
-        and n * 255 * WEIGHT_MAX < 2**31
+        and n <= LARGEST_SUM
     )
 
 

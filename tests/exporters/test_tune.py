@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import onnx_ir as ir
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from exporters import tune
 from exporters.graph import build
 from service.cores import usable_cores
+from service.manifest import Scaling
+from service.video import Sampling
 from tests.made import random_classifier, tiny_config
 from ttmodels import contraction
 from ttmodels.classifier import ClipClassifier
@@ -36,6 +39,16 @@ def test_int8_has_only_plans_that_it_can_take(model: ClipClassifier) -> None:
     ranked = tune.by_cost(model, "int8", "cpu")
     assert len(ranked) == 8
     assert {plan.direction for plan in ranked} == {"right_to_left"}
+
+
+def test_no_plan_at_all_is_said(model: ClipClassifier) -> None:
+    """One scale a channel, and only the whole frame a multiple of three, which is too large for 32 bits."""
+    sampling, scaling = Sampling(num_frames=2, height=250, width=200), Scaling(std=(0.5, 0.25, 1.0))
+    modes: dict[str, Any] = {"input_modes": (3, 250, 200), "output_modes": (2, 2, 2), "tt_ranks": (1, 2, 2, 1)}
+    large = ClipClassifier(tiny_config(**modes, sampling=sampling, scaling=scaling))
+    assert tune.by_cost(large, "fp16", "cpu")
+    with pytest.raises(ValueError, match=r"int8: expected the last input modes, of \(3, 250, 200\), to hold"):
+        tune.by_cost(large, "int8", "cpu")
 
 
 def choose(
