@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
             format="%(asctime)s %(levelname)s %(name)s: %(message)s",
             stream=sys.stderr,
         )
-        from service.video.workers import prepare
+        from service.video.process import prepare
 
         prepare()  # decoders load FFmpeg while this process loads everything else
         if arguments.command == "classify":
@@ -114,6 +114,26 @@ def _add_model_options(parser: argparse.ArgumentParser, **default: Any) -> None:
         **default,
     )
     parser.add_argument("--decode-workers", type=int, help="decoder processes (usable cores)", **default)
+    parser.add_argument("--max-pixels", type=int, help="width x height of a video's pictures (36000000)", **default)
+    parser.add_argument("--max-duration-s", type=float, help="seconds that a video lasts (600)", **default)
+    parser.add_argument("--max-frames", type=int, help="pictures in a video (36000)", **default)
+    parser.add_argument("--max-streams", type=int, help="streams in a file (64)", **default)
+    parser.add_argument(
+        "--sandbox",
+        choices=["auto", "required", "off"],
+        help="what decoders give up: what this kernel can, all of it or no start, or nothing (auto)",
+        **default,
+    )
+    parser.add_argument(
+        "--decoder-memory-bytes", type=int, help="address space of a decoder process (4294967296)", **default
+    )
+    parser.add_argument("--decoder-max-clips", type=int, help="clips until a decoder is renewed (1000)", **default)
+    parser.add_argument(
+        "--decoder-max-rss-bytes",
+        type=int,
+        help="resident memory past which a decoder is renewed (536870912)",
+        **default,
+    )
     parser.add_argument("--spool-dir", type=Path, help="where uploads wait (the temporary folder)", **default)
     parser.add_argument("--max-batch", type=int, help="most clips in one run of a model (16)", **default)
     parser.add_argument("--device-id", type=int, help="which CUDA device (0)", **default)

@@ -44,6 +44,18 @@ class Metrics:
         self.decode_workers_replaced = Counter(
             "ttvideo_decode_workers_replaced", "Decoder processes that crashed or were killed", registry=registry
         )
+        self.decode_workers_recycled = Counter(
+            "ttvideo_decode_workers_recycled",
+            "Decoder processes that were renewed in good health: after enough clips, memory or processor time",
+            ["reason"],
+            registry=registry,
+        )
+        self.sandbox = Gauge(
+            "ttvideo_decoder_sandbox",
+            "1 where this kernel enforces a layer of the decoders' sandbox, and what it holds back; else 0 and why",
+            ["layer", "detail"],
+            registry=registry,
+        )
         self.ready = Gauge("ttvideo_ready", "1 from the end of the warm-up until shutdown begins", registry=registry)
         self.provider = Gauge(
             "ttvideo_provider_info",

@@ -8,6 +8,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from service.video.bounds import Bounds
+from service.video.process import Policy
+from service.video.sandbox import Limits, Mode
+
 Provider = Literal["auto", "cpu", "cuda"]
 
 
@@ -32,6 +36,22 @@ class Settings(BaseSettings):
     spool_dir: Path | None = None
     """Where uploads wait to be decoded; the system's temporary folder without it."""
 
+    max_pixels: Annotated[int, Field(ge=1)] = Bounds.max_pixels
+    """Width times height of a video's pictures."""
+    max_duration_s: Annotated[float, Field(gt=0)] = Bounds.max_duration_s
+    max_frames: Annotated[int, Field(ge=1)] = Bounds.max_frames
+    """Pictures in a video."""
+    max_streams: Annotated[int, Field(ge=1)] = Bounds.max_streams
+    """Streams in a file, of any kind."""
+
+    sandbox: Mode = "auto"
+    """What holds decoder processes: `auto` what this kernel can, `required` all of it or no start, `off` nothing."""
+    decoder_memory_bytes: Annotated[int, Field(ge=1 << 29)] = Limits.address_space_bytes
+    """The address space of a decoder process."""
+    decoder_max_clips: Annotated[int, Field(ge=1)] = Policy.max_clips
+    """After so many a decoder process is renewed."""
+    decoder_max_rss_bytes: Annotated[int, Field(ge=1)] = Policy.max_rss_bytes
+    """A decoder process that holds more memory after a clip is renewed."""
     decode_workers: Annotated[int, Field(ge=1)] | None = None
     """Decoder processes; as many as there are usable cores without it."""
     max_batch: Annotated[int, Field(ge=1)] = 16
@@ -40,3 +60,18 @@ class Settings(BaseSettings):
     max_queue: Annotated[int, Field(ge=1)] = 64
     """Requests under way, from upload to answer; one more is answered 503."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    def decoder_policy(self) -> Policy:
+        """The settings that a decoder process follows."""
+        return Policy(
+            bounds=Bounds(
+                max_pixels=self.max_pixels,
+                max_duration_s=self.max_duration_s,
+                max_frames=self.max_frames,
+                max_streams=self.max_streams,
+            ),
+            sandbox=self.sandbox,
+            limits=Limits(address_space_bytes=self.decoder_memory_bytes),
+            max_clips=self.decoder_max_clips,
+            max_rss_bytes=self.decoder_max_rss_bytes,
+        )

@@ -19,7 +19,8 @@ from service.errors import InvalidParameter
 from service.metrics import Metrics
 from service.schemas import Classification, ClipFacts, ModelName, ScoredLabel, StageTimes, Step
 from service.settings import Settings
-from service.video.workers import Decoded, DecodePool, prepare
+from service.video.process import prepare
+from service.video.workers import Decoded, DecodePool
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,9 @@ class Classifier:
         self.pool = DecodePool(
             settings.decode_workers or usable_cores(),
             max(session.manifest.sampling.clip_bytes for session in self.repository.sessions),
+            settings.decoder_policy(),
             on_replace=self.metrics.decode_workers_replaced.inc,
+            on_recycle=lambda reason: self.metrics.decode_workers_recycled.labels(reason).inc(),
         )
         try:
             await self.pool.start()
@@ -122,6 +125,8 @@ class Classifier:
         metrics.ready.set_function(lambda: self.ready)
         metrics.in_flight.set_function(lambda: self.admission.in_flight)
         metrics.decode_workers.set_function(lambda: self.pool.num_alive)
+        for layer in self.pool.layers:
+            metrics.sandbox.labels(layer.name, layer.detail).set(layer.enforced)
         metrics.queue_depth.labels("decode").set_function(lambda: self.pool.num_waiting)
         metrics.queue_depth.labels("model").set_function(lambda: sum(b.depth for b in self._batchers.values()))
         for session in self.repository.sessions:

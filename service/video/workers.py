@@ -7,48 +7,23 @@ is a pool for asyncio; one process decodes one clip at a time, straight into mem
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import logging
-import multiprocessing
-import signal
-import socket
 import time
-import traceback
-import weakref
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from multiprocessing import forkserver
-from multiprocessing.process import BaseProcess
-from multiprocessing.shared_memory import SharedMemory
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from service.errors import BY_CODE, DeadlineExceeded, DecoderCrashed, RequestError, StartError, UndecodableVideo
-from service.video.decode import Clip, ClipInfo, check_ffmpeg, decode_clip
+from service.errors import DeadlineExceeded, DecoderCrashed, RequestError, StartError
+from service.video.decode import Clip
+from service.video.process import Decoder, Policy, prepare
 from service.video.sampling import Sampling
+from service.video.sandbox import Layer
 
 log = logging.getLogger(__name__)
 
-START_TIMEOUT_S = 30.0
-END_TIMEOUT_S = 5.0
-MAX_REPLY_BYTES = 1 << 20
 GRACE_S = 1.0
 """Past a clip's deadline by this much a decoder ends itself, should the parent no longer be there to do it."""
-
-# A process forked from a small server that has FFmpeg loaded already starts in milliseconds.
-_method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-_context = multiprocessing.get_context(_method)
-
-
-def prepare() -> None:
-    """Start the process that decoders are forked from. Returns at once, while it is still importing."""
-    if _method == "forkserver":
-        _context.set_forkserver_preload([__name__])
-        forkserver.ensure_running()
 
 
 @dataclass(frozen=True)
@@ -66,19 +41,33 @@ class DecodePool:
     Args:
         num_workers: processes.
         clip_bytes: the largest clip that will be asked for.
+        policy: what each process takes on, may do, and how long it lives.
         on_replace: called whenever a process was killed or died and another takes its place.
+        on_recycle: called, with the reason, whenever a process has served its time and another takes its place.
     """
 
-    def __init__(self, num_workers: int, clip_bytes: int, *, on_replace: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        num_workers: int,
+        clip_bytes: int,
+        policy: Policy | None = None,
+        *,
+        on_replace: Callable[[], None] = lambda: None,
+        on_recycle: Callable[[str], None] = lambda reason: None,
+    ) -> None:
         self.num_workers = num_workers
         self.clip_bytes = clip_bytes
-        self._on_replace = on_replace
-        self._decoders: set[_Decoder] = set()
-        self._idle: deque[_Decoder] = deque()
-        self._waiting: deque[asyncio.Future[_Decoder]] = deque()
+        self.policy = policy or Policy()
+        self.layers: tuple[Layer, ...] = ()
+        """What the processes gave up, known from the start on."""
+        self._on_replace, self._on_recycle = on_replace, on_recycle
+        self._decoders: set[Decoder] = set()
+        self._idle: deque[Decoder] = deque()
+        self._waiting: deque[asyncio.Future[Decoder]] = deque()
         self._replacing: set[asyncio.Task[None]] = set()
         self._closing = False
         self.num_replaced = 0
+        self.num_recycled = 0
 
     @property
     def num_alive(self) -> int:
@@ -101,7 +90,8 @@ class DecodePool:
         """Start every process and wait until each is ready.
 
         Raises:
-            StartError: a process could not be started, or refused FFmpeg's version.
+            StartError: a process could not be started, or refused FFmpeg's version, or cannot have the sandbox that is
+                required.
         """
         prepare()
         outcomes = await asyncio.gather(*(self._add() for _ in range(self.num_workers)), return_exceptions=True)
@@ -109,6 +99,7 @@ class DecodePool:
             if isinstance(error, OSError | EOFError):  # of which TimeoutError is one
                 raise StartError(f"a decoder process could not be started: {str(error) or type(error).__name__}")
             raise error
+        log.info("decoder processes: %s", _describe(self.layers))
 
     async def close(self) -> None:
         """End every process. Requests under way get `DecoderCrashed`."""
@@ -145,21 +136,23 @@ class DecodePool:
             raise DecoderCrashed(await decoder.last_words()) from None
         finally:
             # A cancelled request lands here too: its decoder is in the middle of something, and nobody wants it.
-            if healthy:
-                self._offer(decoder)
-            else:
+            if not healthy:
                 self._replace(decoder)
+            elif reason := decoder.worn:
+                self._recycle(decoder, reason)
+            else:
+                self._offer(decoder)
         return Decoded(clip, taken - asked, time.monotonic() - taken)
 
-    async def _take(self, deadline: float) -> _Decoder:
+    async def _take(self, deadline: float) -> Decoder:
         while True:
             decoder = self._idle.popleft() if self._idle else await self._wait(deadline)
             if decoder.alive:
                 return decoder
             self._replace(decoder)  # it died while idle, which is no request's fault
 
-    async def _wait(self, deadline: float) -> _Decoder:
-        turn: asyncio.Future[_Decoder] = asyncio.get_running_loop().create_future()
+    async def _wait(self, deadline: float) -> Decoder:
+        turn: asyncio.Future[Decoder] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         decoder = None
         try:
@@ -174,7 +167,7 @@ class DecodePool:
                 self._waiting.remove(turn)
         return decoder
 
-    def _offer(self, decoder: _Decoder) -> None:
+    def _offer(self, decoder: Decoder) -> None:
         """Hand a decoder to whoever waits longest. Nobody who comes later can slip in between."""
         while self._waiting:
             turn = self._waiting.popleft()
@@ -184,23 +177,34 @@ class DecodePool:
         self._idle.append(decoder)
 
     async def _add(self) -> None:
-        decoder = await _Decoder.start(self.clip_bytes)
+        decoder = await Decoder.start(self.clip_bytes, self.policy)
+        self.layers = decoder.layers
         self._decoders.add(decoder)
         self._offer(decoder)
 
-    def _replace(self, decoder: _Decoder) -> None:
+    def _replace(self, decoder: Decoder) -> None:
+        if not self._closing:
+            log.warning("decoder process %d is replaced: it died, hung, or nobody wants its clip any more", decoder.pid)
+            self.num_replaced += 1
+            self._on_replace()
+        self._renew(decoder)
+
+    def _recycle(self, decoder: Decoder, reason: str) -> None:
+        if not self._closing:
+            log.info("decoder process %d is renewed after %d clips: %s", decoder.pid, decoder.num_clips, reason)
+            self.num_recycled += 1
+            self._on_recycle(reason)
+        self._renew(decoder)
+
+    def _renew(self, decoder: Decoder) -> None:
         decoder.kill()
         self._decoders.discard(decoder)
-        if self._closing:
-            return
-        log.warning("decoder process %d is replaced: it died, hung, or nobody wants its clip any more", decoder.pid)
-        self.num_replaced += 1
-        self._on_replace()
-        task = asyncio.get_running_loop().create_task(self._start_another(decoder))
-        self._replacing.add(task)
-        task.add_done_callback(self._replacing.discard)
+        if not self._closing:
+            task = asyncio.get_running_loop().create_task(self._start_another(decoder))
+            self._replacing.add(task)
+            task.add_done_callback(self._replacing.discard)
 
-    async def _start_another(self, dead: _Decoder) -> None:
+    async def _start_another(self, dead: Decoder) -> None:
         delay_s = 0.1
         while not self._closing:
             try:
@@ -213,131 +217,7 @@ class DecodePool:
         await dead.end()
 
 
-class _Decoder:
-    """One process, its socket, and the shared memory that it decodes into."""
-
-    def __init__(
-        self, process: BaseProcess, slot: SharedMemory, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        assert process.pid is not None
-        self.pid = process.pid
-        self._process, self._slot, self._reader, self._writer = process, slot, reader, writer
-        self._destroy = weakref.finalize(self, _destroy, process, slot)
-
-    @classmethod
-    async def start(cls, slot_bytes: int) -> _Decoder:
-        slot = SharedMemory(create=True, size=slot_bytes)
-        ours, theirs = socket.socketpair()
-        process = _context.Process(  # type: ignore[attr-defined]
-            target=_serve, args=(theirs, slot.name), name="ttvideo-decoder", daemon=True
-        )
-        try:
-            with theirs:
-                await asyncio.to_thread(process.start)
-        except BaseException:
-            ours.close()
-            slot.close()
-            slot.unlink()
-            raise
-        reader, writer = await asyncio.open_connection(sock=ours, limit=MAX_REPLY_BYTES)
-        decoder = cls(process, slot, reader, writer)
-        try:
-            async with asyncio.timeout(START_TIMEOUT_S):
-                refusal = (await decoder._reply())["refusal"]
-            if refusal:
-                raise StartError(refusal)
-        except BaseException:
-            decoder.kill()
-            raise
-        return decoder
-
-    @property
-    def alive(self) -> bool:
-        return self._destroy.alive and not self._reader.at_eof()
-
-    async def decode(self, path: Path, sampling: Sampling, limit_s: float) -> Clip:
-        job = {"path": str(path), "sampling": sampling.model_dump(), "limit_s": limit_s}
-        self._writer.write(json.dumps(job).encode() + b"\n")
-        reply = await self._reply()
-        if "error" in reply:
-            if "traceback" in reply:
-                log.warning("decoding failed in an unforeseen way\n%s", reply["traceback"])
-            raise BY_CODE[reply["error"]](reply["detail"])
-        facts: dict[str, Any] = reply["info"]
-        info = ClipInfo(**facts | {name: tuple(facts[name]) for name in ("times_s", "warnings")})
-        return Clip(np.ndarray(sampling.clip_shape, np.uint8, self._slot.buf).copy(), info)
-
-    async def _reply(self) -> dict[str, Any]:
-        # JSON and not pickle: a decoder that a crafted file took over must not run code in the parent.
-        line = await self._reader.readline()
-        if not line.endswith(b"\n"):
-            raise EOFError("the decoder process ended")
-        reply: dict[str, Any] = json.loads(line)
-        return reply
-
-    async def last_words(self) -> str:
-        """How the process ended, for people."""
-        with contextlib.suppress(ValueError):  # of a pool that is being closed
-            await asyncio.to_thread(self._process.join, END_TIMEOUT_S)
-            code = self._process.exitcode
-            if code is not None and code < 0:
-                return f"the decoder process was ended by {signal.Signals(-code).name}"
-        return "the decoder process ended unexpectedly"
-
-    def kill(self) -> None:
-        """End the process at once and give its memory back."""
-        self._destroy()
-        self._writer.close()
-
-    async def end(self) -> None:
-        """Kill, and wait until nothing is left."""
-        self.kill()
-        await asyncio.to_thread(self._process.join, END_TIMEOUT_S)
-        self._process.close()
-
-
-def _destroy(process: BaseProcess, slot: SharedMemory) -> None:
-    process.kill()
-    slot.close()
-    slot.unlink()
-
-
-# --- in the decoder process -------------------------------------------------------------------------------------
-
-
-def _serve(channel: socket.socket, slot_name: str) -> None:
-    """Answer jobs, one JSON line each, until the parent closes the socket or dies."""
-    # The parent decides when this process ends, also where a signal goes to the whole group.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    slot = SharedMemory(slot_name)
-    try:
-        check_ffmpeg()
-        refusal = None
-    except StartError as error:
-        refusal = str(error)
-    with channel, channel.makefile("rb") as jobs:
-        try:
-            channel.sendall(json.dumps({"refusal": refusal}).encode() + b"\n")
-            for line in jobs:
-                job = json.loads(line)
-                signal.setitimer(signal.ITIMER_REAL, max(job["limit_s"], 0.001))
-                reply = _run(job, slot)
-                signal.setitimer(signal.ITIMER_REAL, 0)
-                channel.sendall(json.dumps(reply).encode() + b"\n")
-        except ConnectionError:
-            pass
-    slot.close()
-
-
-def _run(job: dict[str, Any], slot: SharedMemory) -> dict[str, Any]:
-    sampling = Sampling.model_validate(job["sampling"])
-    try:
-        clip = decode_clip(Path(job["path"]), sampling, np.ndarray(sampling.clip_shape, np.uint8, slot.buf))
-    except RequestError as error:
-        return {"error": error.code, "detail": error.detail}
-    except Exception as error:
-        # The file led PyAV where nobody has been: that is the file's fault before it is the service's.
-        detail = f"expected a video, got something that fails with {type(error).__name__}"
-        return {"error": UndecodableVideo.code, "detail": detail, "traceback": traceback.format_exc()}
-    return {"info": asdict(clip.info)}
+def _describe(layers: tuple[Layer, ...]) -> str:
+    if not layers:
+        return "NOT in a sandbox, as the settings say"
+    return "; ".join(f"{layer.name} {'' if layer.enforced else 'NOT enforced: '}({layer.detail})" for layer in layers)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from service.errors import DeadlineExceeded, DecoderCrashed, NotAVideo, StartError
-from service.video import Sampling, decode_clip, workers
+from service.video import Sampling, decode_clip, process, workers
 from service.video.workers import DecodePool
 from tests.service.conftest import PATIENCE_S, eventually, lives
 
@@ -163,7 +163,7 @@ def test_a_worker_that_talks_nonsense_is_not_trusted(reply: object, monkeypatch:
 
         monkeypatch.setattr(decoder, "_reply", nonsense)
         with pytest.raises(DecoderCrashed):
-            await pool.decode(Path("any"), SAMPLING, soon())
+            await pool.decode(Path("/dev/null"), SAMPLING, soon())
 
     assert with_pool(test).num_replaced == 1
 
@@ -240,6 +240,6 @@ def test_a_start_that_fails_is_a_start_error(monkeypatch: pytest.MonkeyPatch) ->
     def refuse(*arguments: object, **options: object) -> None:
         raise OSError("no more processes")
 
-    monkeypatch.setattr(workers, "SharedMemory", refuse)
+    monkeypatch.setattr(process, "SharedMemory", refuse)
     with pytest.raises(StartError, match="no more processes"):
         asyncio.run(DecodePool(1, SAMPLING.clip_bytes).start())

@@ -1,0 +1,268 @@
+"""One decoder process: the parent's handle on it, and what runs inside.
+
+The two talk in lines of JSON and not in pickles: a decoder that a crafted file took over must not run code in the
+parent. The upload goes in as an open descriptor, the pixels come out in shared memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import stat
+import traceback
+import weakref
+from dataclasses import asdict, dataclass, field
+from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
+from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
+from typing import Any
+
+import av.subtitles.stream  # noqa: F401  # PyAV imports it at its first need, and then no file can be opened
+import numpy as np
+
+from service.errors import BY_CODE, NotAVideo, RequestError, StartError, TooMuchMemory, UndecodableVideo
+from service.video.bounds import Bounds
+from service.video.decode import Clip, ClipInfo, check_ffmpeg, decode_clip
+from service.video.sampling import Sampling
+from service.video.sandbox import Layer, Limits, Mode, enter
+
+log = logging.getLogger(__name__)
+
+START_TIMEOUT_S = 30.0
+END_TIMEOUT_S = 5.0
+MAX_JOB_BYTES = 1 << 16
+MAX_REPLY_BYTES = 1 << 20
+
+# A process forked from a small server that has FFmpeg loaded already starts in milliseconds.
+_method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+_context = multiprocessing.get_context(_method)
+
+
+def prepare() -> None:
+    """Start the process that decoders are forked from. Returns at once, while it is still importing."""
+    if _method == "forkserver":
+        _context.set_forkserver_preload([__name__])
+        forkserver.ensure_running()
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What a decoder process takes on, may do, and how long it lives."""
+
+    bounds: Bounds = field(default_factory=Bounds)
+    sandbox: Mode = "auto"
+    limits: Limits = field(default_factory=Limits)
+    max_clips: int = 1000
+    max_rss_bytes: int = 512 << 20
+    """A process above it is renewed after its clip."""
+
+
+class Decoder:
+    """One process, its socket, and the shared memory that it decodes into."""
+
+    layers: tuple[Layer, ...]
+    """What the process gave up, in words."""
+
+    def __init__(
+        self,
+        process: BaseProcess,
+        slot: SharedMemory,
+        channel: socket.socket,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        policy: Policy,
+    ) -> None:
+        assert process.pid is not None
+        self.pid = process.pid
+        self.num_clips = 0
+        self._process, self._slot, self._channel, self._policy = process, slot, channel, policy
+        self._reader, self._writer = reader, writer
+        self._destroy = weakref.finalize(self, _destroy, process, slot)
+
+    @classmethod
+    async def start(cls, slot_bytes: int, policy: Policy) -> Decoder:
+        """Start a process and wait until it is ready.
+
+        Raises:
+            StartError: it refuses FFmpeg's version, or a sandbox that is required and not to be had.
+        """
+        slot = SharedMemory(create=True, size=slot_bytes)
+        ours, theirs = socket.socketpair()
+        process = _context.Process(  # type: ignore[attr-defined]
+            target=_serve, args=(theirs, slot.name, policy), name="ttvideo-decoder", daemon=True
+        )
+        try:
+            with theirs:
+                await asyncio.to_thread(process.start)
+        except BaseException:
+            ours.close()
+            slot.close()
+            slot.unlink()
+            raise
+        reader, writer = await asyncio.open_connection(sock=ours, limit=MAX_REPLY_BYTES)
+        decoder = cls(process, slot, ours, reader, writer, policy)
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                hello = await decoder._reply()
+            if hello["refusal"]:
+                raise StartError(hello["refusal"])
+            decoder.layers = tuple(Layer(*layer) for layer in hello["layers"])
+        except BaseException:
+            decoder.kill()
+            raise
+        return decoder
+
+    @property
+    def alive(self) -> bool:
+        return self._destroy.alive and not self._reader.at_eof()
+
+    @property
+    def worn(self) -> str | None:
+        """Why the process should be renewed, though nothing is wrong with it."""
+        if self.num_clips >= self._policy.max_clips:
+            return "clips"
+        rss_bytes, cpu_s = _usage(self.pid)
+        if rss_bytes > self._policy.max_rss_bytes:
+            return "memory"
+        # The other half is for the clip to come.
+        return "cpu_time" if cpu_s > self._policy.limits.cpu_s / 2 else None
+
+    async def decode(self, path: Path, sampling: Sampling, limit_s: float) -> Clip:
+        """Decode in the process, which ends itself after `limit_s`."""
+        self.num_clips += 1
+        job = {"sampling": sampling.model_dump(), "limit_s": limit_s}
+        self._hand_over(path, json.dumps(job).encode() + b"\n")
+        reply = await self._reply()
+        if "error" in reply:
+            if "traceback" in reply:
+                log.warning("decoding failed in an unforeseen way\n%s", reply["traceback"])
+            raise BY_CODE[reply["error"]](reply["detail"])
+        facts: dict[str, Any] = reply["info"]
+        info = ClipInfo(**facts | {name: tuple(facts[name]) for name in ("times_s", "warnings")})
+        return Clip(np.ndarray(sampling.clip_shape, np.uint8, self._slot.buf).copy(), info)
+
+    def _hand_over(self, path: Path, line: bytes) -> None:
+        try:
+            upload = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise NotAVideo(f"expected a file that can be read: {error.strerror}") from error
+        try:
+            # asyncio sends no descriptors. The socket is empty between two clips, so this neither blocks nor splits.
+            sent = socket.send_fds(self._channel, [line], [upload])
+        finally:
+            os.close(upload)
+        if sent != len(line):
+            raise BlockingIOError(f"the decoder process took {sent} of {len(line)} bytes")
+
+    async def _reply(self) -> dict[str, Any]:
+        line = await self._reader.readline()
+        if not line.endswith(b"\n"):
+            raise EOFError("the decoder process ended")
+        reply: dict[str, Any] = json.loads(line)
+        return reply
+
+    async def last_words(self) -> str:
+        """How the process ended, for people."""
+        with contextlib.suppress(ValueError):  # of a pool that is being closed
+            await asyncio.to_thread(self._process.join, END_TIMEOUT_S)
+            code = self._process.exitcode
+            if code is not None and code < 0:
+                return f"the decoder process was ended by {signal.Signals(-code).name}"
+        return "the decoder process ended unexpectedly"
+
+    def kill(self) -> None:
+        """End the process at once and give its memory back."""
+        self._destroy()
+        self._writer.close()
+
+    async def end(self) -> None:
+        """Kill, and wait until nothing is left."""
+        self.kill()
+        await asyncio.to_thread(self._process.join, END_TIMEOUT_S)
+        self._process.close()
+
+
+def _destroy(process: BaseProcess, slot: SharedMemory) -> None:
+    process.kill()
+    slot.close()
+    slot.unlink()
+
+
+def _usage(pid: int) -> tuple[int, float]:
+    """Resident bytes and seconds of processor time; nothing where there is no /proc."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except OSError:
+        return 0, 0.0
+    ticks, pages = int(fields[11]) + int(fields[12]), int(fields[21])
+    return pages * os.sysconf("SC_PAGE_SIZE"), ticks / os.sysconf("SC_CLK_TCK")
+
+
+# --- in the decoder process -------------------------------------------------------------------------------------
+
+
+def _serve(channel: socket.socket, slot_name: str, policy: Policy) -> None:
+    """Answer jobs, one JSON line each, until the parent closes the socket or dies."""
+    # The parent decides when this process ends, also where a signal goes to the whole group.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    slot = SharedMemory(slot_name)
+    with channel, contextlib.suppress(ConnectionError):
+        try:
+            check_ffmpeg()
+            hello: dict[str, Any] = {"refusal": None, "layers": _give_up(policy)}
+        except StartError as error:
+            hello = {"refusal": str(error)}
+        channel.sendall(json.dumps(hello).encode() + b"\n")
+        while True:
+            line, descriptors, _, _ = socket.recv_fds(channel, MAX_JOB_BYTES, 1)
+            if not descriptors:
+                break
+            job = json.loads(line)
+            signal.setitimer(signal.ITIMER_REAL, max(job["limit_s"], 0.001))
+            reply = _run(descriptors[0], Sampling.model_validate(job["sampling"]), slot, policy.bounds)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            os.close(descriptors[0])
+            channel.sendall(json.dumps(reply).encode() + b"\n")
+    slot.close()
+
+
+def _give_up(policy: Policy) -> list[Layer]:
+    """Enter the sandbox.
+
+    Raises:
+        StartError: it is required, and the kernel cannot give all of it.
+    """
+    if policy.sandbox == "off":
+        return []
+    # Pipes lead to the server that forked this process and to the one that unlinks forgotten shared memory.
+    for descriptor in [int(entry.name) for entry in Path("/dev/fd").iterdir()]:
+        with contextlib.suppress(OSError):  # the listing's own
+            if descriptor > 2 and stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+                os.close(descriptor)
+    layers = enter(policy.limits)
+    missing = [f"{layer.name} ({layer.detail})" for layer in layers if not layer.enforced]
+    if missing and policy.sandbox == "required":
+        raise StartError(f"a full sandbox is required for decoders, and this system lacks {', '.join(missing)}")
+    return layers
+
+
+def _run(descriptor: int, sampling: Sampling, slot: SharedMemory, bounds: Bounds) -> dict[str, Any]:
+    try:
+        clip = decode_clip(descriptor, sampling, np.ndarray(sampling.clip_shape, np.uint8, slot.buf), bounds)
+    except RequestError as error:
+        return {"error": error.code, "detail": error.detail}
+    except MemoryError:
+        return {"error": TooMuchMemory.code, "detail": "expected a video that is decoded in less memory"}
+    except Exception as error:
+        # The file led PyAV where nobody has been: that is the file's fault before it is the service's.
+        detail = f"expected a video, got something that fails with {type(error).__name__}"
+        return {"error": UndecodableVideo.code, "detail": detail, "traceback": traceback.format_exc()}
+    return {"info": asdict(clip.info)}
