@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -194,3 +196,18 @@ def test_both_directions_read_rounded_weights(cell: str, precision: Precision) -
         assert same == (index >= 2)
     data = ir.to_proto(build(model, Plan((2, 2)), precision=precision)).SerializeToString()
     verify(rounded, data, tolerance=HALF_GATES if precision == "fp16" else PROJECTED, source="made")
+
+
+@pytest.mark.parametrize(
+    ("plan", "how", "by_clip"),
+    [
+        (Plan((2, 2)), {}, True),
+        (Plan((2, 2)), {"precision": "int8"}, True),
+        (Plan((4,)), {}, False),  # a dense matrix is larger than a cache, and had better be read once
+        (Plan((2, 2)), {"target": "cuda"}, False),
+        (Plan((2, 2)), {"streaming": True}, False),
+    ],
+)
+def test_where_frames_are_projected_clip_by_clip(plan: Plan, how: dict[str, Any], by_clip: bool) -> None:
+    graph = build(random_classifier(tiny_config()), plan, **how)
+    assert [node.op_type for node in graph.graph].count("Scan") == by_clip

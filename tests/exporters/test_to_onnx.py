@@ -406,6 +406,17 @@ def test_for_cuda_without_a_gpu_the_cost_model_chooses_and_says_so(
     assert "--precision int8: expected --target cpu, got cuda" in capsys.readouterr().err
 
 
+def test_for_cuda_a_node_that_it_does_not_take_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cuda, "refused", lambda _: [cuda.Refused("node_7", "Sinh", "no such op")])
+    save(tmp_path / "a.safetensors", tiny_config())
+    out = tmp_path / "m.onnx"
+    assert to_onnx.main([str(tmp_path / "a.safetensors"), "-o", str(out), "--target", "cuda", "--no-tune"]) == 2
+    assert "expected a graph that CUDA takes whole, got nodes for the CPU: Sinh node_7" in capsys.readouterr().err
+    assert not out.exists()
+
+
 @pytest.mark.gpu
 def test_for_cuda_with_a_gpu_plans_are_measured_there(tmp_path: Path) -> None:
     saved = save(tmp_path / "a.safetensors", tiny_config())
