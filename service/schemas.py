@@ -72,13 +72,21 @@ class ClipFacts(_Body):
     """Pictures in the stream, counted, not believed."""
     rotation: int
     """Degrees counter-clockwise that the file asks for and that were applied."""
+    mirrored: bool
+    """Whether the file asks for left and right to be exchanged before that, which was done."""
     num_frames_used: int
     """How many different pictures the model saw; fewer than `times_s` has where a short clip repeats some."""
     times_s: list[float]
     """When each frame that the model saw is shown. A time stands here twice where its picture was taken twice."""
+    pts_s: list[float]
+    """The same by the file's own clock, which need not start at 0."""
+    exact: bool
+    """Whether each frame is the one that the model's sampling names, bit for bit as if every picture had been decoded.
+    False where keyframes near them were taken instead, as the model asks."""
     warnings: list[str]
     """What went otherwise than a player would expect, in words: the file breaks off, broken packets were skipped, the
-    header counts other than the stream. Empty where all went well."""
+    header counts other than the stream, the frame rate varies, the pictures were turned or mirrored as the file asks.
+    Empty where there is nothing to say."""
 
 
 class StageTimes(_Body):

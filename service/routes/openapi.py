@@ -8,7 +8,7 @@ from fastapi import FastAPI
 
 from service.errors import UploadTooLarge
 from service.schemas import Problem
-from service.video.decode import CONTAINERS
+from service.video.probe import CONTAINERS
 
 DESCRIPTION = """\
 Upload a video of at most {max_upload_bytes} bytes ({mebibytes:g} MiB), as one of {containers}.

@@ -29,7 +29,8 @@ import numpy as np
 
 from service.errors import BY_CODE, NotAVideo, RequestError, StartError, TooMuchMemory, UndecodableVideo
 from service.video.bounds import Bounds
-from service.video.decode import Clip, ClipInfo, check_ffmpeg, decode_clip
+from service.video.decode import Clip, ClipInfo, decode_clip
+from service.video.probe import check_ffmpeg
 from service.video.sampling import Sampling
 from service.video.sandbox import Layer, Limits, Mode, enter
 
@@ -145,7 +146,8 @@ class Decoder:
                 log.warning("decoding failed in an unforeseen way\n%s", reply["traceback"])
             raise BY_CODE[reply["error"]](reply["detail"])
         facts: dict[str, Any] = reply["info"]
-        info = ClipInfo(**facts | {name: tuple(facts[name]) for name in ("times_s", "warnings")})
+        lists: dict[str, Any] = {name: tuple(fact) for name, fact in facts.items() if isinstance(fact, list)}
+        info = ClipInfo(**facts | lists)
         return Clip(np.ndarray(sampling.clip_shape, np.uint8, self._slot.buf).copy(), info)
 
     def _hand_over(self, path: Path, line: bytes) -> None:

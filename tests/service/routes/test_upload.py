@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from service.routes import problem
-from service.video.decode import CONTAINERS
+from service.video.probe import CONTAINERS
 from tests.service.conftest import PATIENCE_S, Service, coloured_frames, running
 from tests.service.routes.test_problem import check_problem
 from ttmodels.data.encode import write_video

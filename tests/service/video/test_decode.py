@@ -14,7 +14,8 @@ import pytest
 from av.video.reformatter import ColorRange, Colorspace
 
 from service.errors import NotAVideo, NoVideoStream, StartError, UndecodableVideo
-from service.video import Sampling, decode, decode_clip
+from service.video import Sampling, decode_clip, probe
+from service.video.picture import Resizer
 from ttmodels.data.encode import write_video
 
 X264 = {"preset": "ultrafast", "crf": "18"}
@@ -52,7 +53,7 @@ def test_equals_a_full_decode(real_clip: Path) -> None:
     """Every picture decoded, then the rule applied to the whole list at once: the same pixels, byte for byte."""
     sampling = Sampling()
     clip = decode_clip(real_clip, sampling)
-    resize = decode._Resizer(sampling)
+    resize, expected = Resizer(sampling), np.empty((120, 160, 3), np.uint8)
     with av.open(str(real_clip), metadata_errors="replace") as container:
         stream = container.streams.video[0]
         durations = [p.duration for p in container.demux(stream) if p.size]
@@ -70,7 +71,8 @@ def test_equals_a_full_decode(real_clip: Path) -> None:
         for i, frame in enumerate(clip.frames):
             target = times[0] + Fraction((2 * i + 1) * (end - times[0]), 32)
             shown = max((k for k, time in enumerate(times) if time <= target), default=0)
-            assert np.array_equal(frame, resize(pictures[shown])), f"frame {i}"
+            resize(pictures[shown], expected)
+            assert np.array_equal(frame, expected), f"frame {i}"
             assert clip.info.times_s[i] == pytest.approx(float((times[shown] - times[0]) * base), abs=1e-6)
 
 
@@ -240,13 +242,13 @@ def test_not_one_picture_is_an_error(tmp_path: Path) -> None:
 
 
 def test_an_ffmpeg_with_a_known_hole_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    decode.check_ffmpeg()
+    probe.check_ffmpeg()
     monkeypatch.setattr(av, "ffmpeg_version_info", "n8.0.1-12-gabc")
     with pytest.raises(StartError, match=r"bundles FFmpeg 8\.0\.1, expected at least 8\.1\.2"):
-        decode.check_ffmpeg()
+        probe.check_ffmpeg()
 
 
 def test_what_is_supported_is_there() -> None:
-    found = decode.supported()
+    found = probe.supported()
     assert {"h264", "hevc", "vp9", "mpeg4", "mjpeg", "mpeg2video"} <= set(found["codecs"])
     assert {"avi", "mpegts"} <= set(found["containers"])

@@ -1,0 +1,153 @@
+"""One pass over a video's packets: when each picture is shown, and what can be told of it before it is decoded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+import av.error
+import numpy as np
+from av.container import InputContainer
+from av.packet import Packet, PktSideDataT
+from av.video.stream import VideoStream
+
+from service.errors import UndecodableVideo
+from service.video.bitstream import Nature, nature_reader
+from service.video.bounds import Bounds
+from service.video.probe import reason
+
+HELD_BYTES = 32 << 20
+"""Packets up to this size together stay in memory; those of a larger stream are read a second time."""
+
+_NO_PRESENTATION_TIME = {"avi"}
+"""Containers that store decoding order only: their n-th picture on display carries the n-th smallest time stamp."""
+
+_STATE_IN_PACKETS: tuple[PktSideDataT, ...] = ("new_extradata", "palette", "param_change")
+"""Side data of a packet that the decoder remembers."""
+
+
+@dataclass
+class Notes:
+    """What went otherwise than a player would expect."""
+
+    warnings: list[str] = field(default_factory=list)
+
+    def add(self, text: str) -> None:
+        if text not in self.warnings:
+            self.warnings.append(text)
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """A stream's packets, numbered in decoding order, and its pictures in the order in which they are shown."""
+
+    ticks: list[int]
+    """When each picture is shown, ascending, in units of `time_base` seconds."""
+    end: int
+    """When the last picture ends."""
+    time_base: Fraction
+    stored: bool
+    """Whether the container stores presentation times, so that a picture's own may be trusted."""
+    numbers: list[int]
+    """The packet of each of `ticks`; empty where there is a `doubt`."""
+    times: list[int | None]
+    """Of each packet."""
+    natures: list[Nature]
+    """Of each packet."""
+    held: list[Packet] | None
+    """Each packet, where all of them fit into HELD_BYTES."""
+    doubt: str
+    """Why it cannot be told which packets a picture needs; empty where it can."""
+
+    def seconds(self, tick: int) -> float:
+        return float(tick * self.time_base)
+
+
+def read_timeline(container: InputContainer, stream: VideoStream, bounds: Bounds, notes: Notes) -> Timeline:
+    """Read all packets: headers lie about counts and durations.
+
+    Raises:
+        UndecodableVideo: no packet has a time.
+        TooManyFrames, VideoTooLong: there is more than `bounds` allow.
+    """
+    nature_of = nature_reader(stream)
+    pts: list[int | None] = []
+    dts: list[int | None] = []
+    natures: list[Nature] = []
+    held: list[Packet] | None = []
+    discarded: set[int] = set()
+    num_bytes = last_duration = 0
+    doubt, broken = "", False
+    try:
+        for packet in container.demux(stream):
+            if not (size := packet.size):
+                continue
+            if packet.is_discard:
+                discarded.add(len(natures))
+            pts.append(packet.pts)
+            dts.append(packet.dts)
+            natures.append(nature_of(packet))
+            bounds.check_count(len(natures))
+            if packet.duration:
+                last_duration = packet.duration
+            broken = packet.is_corrupt
+            if len(natures) > 1 and any(packet.has_sidedata(kind) for kind in _STATE_IN_PACKETS):
+                doubt = "parameters change on the way"
+            num_bytes += size
+            if held is not None:
+                held.append(packet)
+                if num_bytes > HELD_BYTES:
+                    held = None
+    except av.error.FFmpegError as error:
+        notes.add(f"the file breaks off: {reason(error)}")
+    else:
+        if broken:
+            notes.add("the file breaks off in the middle of a picture")
+    base = stream.time_base or Fraction(1, 25)
+    stored = container.format.name not in _NO_PRESENTATION_TIME and pts.count(None) <= dts.count(None)
+    times = pts if stored else dts
+    shown = [i for i, nature in enumerate(natures) if not nature.hidden and i not in discarded]
+    timed = [(time, i) for i in shown if (time := times[i]) is not None]
+    if not timed:
+        raise UndecodableVideo("expected packets with time stamps in the video stream, found none")
+    timed.sort()
+    ticks = [time for time, _ in timed]
+    bounds.check_span((ticks[-1] - ticks[0]) * base)
+    if not last_duration:
+        last_duration = round((ticks[-1] - ticks[0]) / (len(ticks) - 1)) if len(ticks) > 1 else 0
+    if stream.frames and abs(stream.frames - len(natures)) > 1:
+        notes.add(f"the header counts {stream.frames} frames, the stream holds {len(natures)}")
+    if _varies(ticks):
+        notes.add("the frame rate varies")
+    doubt = doubt or next((nature.doubt for nature in natures if nature.doubt), "")
+    if not doubt and len(timed) < len(shown):
+        doubt = "pictures without a time"
+    doubt = doubt or _doubt(stream, [number for _, number in timed], ticks, stored)
+    numbers = [] if doubt else [number for _, number in timed]
+    return Timeline(ticks, ticks[-1] + max(last_duration, 1), base, stored, numbers, times, natures, held, doubt)
+
+
+def _doubt(stream: VideoStream, numbers: list[int], ticks: list[int], stored: bool) -> str:
+    """Why the packets' times may not be those of the pictures that come of them; empty where they are."""
+    context = stream.codec_context
+    context.open(strict=False)  # so that the stream's header tells it how far pictures are out of order
+    if len(set(ticks)) < len(ticks):
+        return "two pictures at one time"
+    # How many pictures at most are decoded before one that is shown before them.
+    delay = int((np.arange(len(numbers)) - np.argsort(numbers)).max(initial=0)) if stored else 0
+    if not stored and context.reorder_depth:
+        return "pictures out of order without their times"
+    if context.codec.canonical_name == "h264":
+        if context.field_order > 1:
+            return "a packet may be half a picture"
+        if delay > context.reorder_depth:
+            return "more pictures out of order than the decoder expects"
+    return ""
+
+
+def _varies(ticks: list[int]) -> bool:
+    """Whether pictures follow each other at intervals that differ by more than rounding and a quarter."""
+    if len(ticks) < 3:
+        return False
+    steps = np.diff(np.asarray(ticks[:-1] if len(ticks) > 3 else ticks, np.int64))
+    return bool(steps.max() - steps.min() > max(2, 0.25 * float(np.median(steps))))
