@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -14,11 +16,13 @@ _LENGTH_IN_HEADER = {"mov", "matroska", "webm", "avi", "flv", "asf"}
 """Demuxers whose lengths come from a header. FFmpeg guesses those of the others from the size of the file."""
 
 _MICROSECONDS = 1_000_000
+_SIZE_REFUSED = re.compile(r"Picture size (\d+)x(\d+)")
+"""FFmpeg's words for what `max_pixels`, or a limit of its own, does not let through."""
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a decoder takes on. A file that claims more is refused as if it were so."""
+    """What a decoder takes on. A file that claims more is refused as if it held more."""
 
     max_pixels: int = 36_000_000
     """Width times height of a picture."""
@@ -42,18 +46,26 @@ class Bounds:
                 f"expected at most {self.max_streams} streams (pictures, sound, subtitles and the like), "
                 f"found {len(container.streams)}"
             )
-        width, height = stream.width, stream.height
-        if width * height > self.max_pixels:
-            raise PictureTooLarge(
-                f"expected pictures of at most {self.max_pixels:,} pixels, the video's are {width} x {height} = "
-                f"{width * height:,}"
-            )
+        self.check_size(stream.width, stream.height)
         if _LENGTH_IN_HEADER & set(container.format.name.split(",")):
             self.check_count(stream.frames)
             if stream.duration is not None and stream.time_base is not None:
                 self.check_span(stream.duration * stream.time_base)
             elif container.duration is not None:
                 self.check_span(Fraction(container.duration, _MICROSECONDS))
+
+    def check_size(self, width: int, height: int) -> None:
+        """Raise PictureTooLarge where a picture has, or is said to have, more pixels than may be."""
+        if width * height > self.max_pixels:
+            raise PictureTooLarge(
+                f"expected pictures of at most {self.max_pixels:,} pixels, the video's are {width} x {height} = "
+                f"{width * height:,}"
+            )
+
+    def check_words(self, messages: Iterable[str]) -> None:
+        """Raise PictureTooLarge where FFmpeg says that it refused a picture for its size."""
+        for size in filter(None, map(_SIZE_REFUSED.search, messages)):
+            self.check_size(int(size[1]), int(size[2]))
 
     def check_count(self, num_frames: int) -> None:
         """Raise TooManyFrames where a stream has, or says that it has, more pictures than may be."""

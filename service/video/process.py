@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import logging
 import multiprocessing
@@ -24,13 +25,15 @@ from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import Any
 
+import av.error
+import av.logging
 import av.subtitles.stream  # noqa: F401  # PyAV imports it at its first need, and then no file can be opened
 import numpy as np
 
 from service.errors import BY_CODE, NotAVideo, RequestError, StartError, TooMuchMemory, UndecodableVideo
 from service.video.bounds import Bounds
 from service.video.decode import Clip, ClipInfo, decode_clip
-from service.video.probe import check_ffmpeg
+from service.video.probe import check_ffmpeg, open_video, video_stream
 from service.video.sampling import Sampling
 from service.video.sandbox import Layer, Limits, Mode, enter
 
@@ -40,6 +43,8 @@ START_TIMEOUT_S = 30.0
 END_TIMEOUT_S = 5.0
 MAX_JOB_BYTES = 1 << 16
 MAX_REPLY_BYTES = 1 << 20
+FEW_PACKETS = 4
+_LESS_MEMORY = "expected a video that can be decoded in the memory that a decoder has"
 
 # A process forked from a small server that has FFmpeg loaded already starts in milliseconds.
 _method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
@@ -216,6 +221,7 @@ def _serve(channel: socket.socket, slot_name: str, policy: Policy) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     slot = SharedMemory(slot_name)
+    _close_pipes()
     with channel, contextlib.suppress(ConnectionError):
         try:
             check_ffmpeg()
@@ -236,6 +242,14 @@ def _serve(channel: socket.socket, slot_name: str, policy: Policy) -> None:
     slot.close()
 
 
+def _close_pipes() -> None:
+    """They lead to the server that forked this process, and to the one that unlinks forgotten shared memory."""
+    for descriptor in [int(entry.name) for entry in Path("/dev/fd").iterdir()]:
+        with contextlib.suppress(OSError):  # the listing's own
+            if descriptor > 2 and stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+                os.close(descriptor)
+
+
 def _give_up(policy: Policy) -> list[Layer]:
     """Enter the sandbox.
 
@@ -244,11 +258,6 @@ def _give_up(policy: Policy) -> list[Layer]:
     """
     if policy.sandbox == "off":
         return []
-    # Pipes lead to the server that forked this process and to the one that unlinks forgotten shared memory.
-    for descriptor in [int(entry.name) for entry in Path("/dev/fd").iterdir()]:
-        with contextlib.suppress(OSError):  # the listing's own
-            if descriptor > 2 and stat.S_ISFIFO(os.fstat(descriptor).st_mode):
-                os.close(descriptor)
     layers = enter(policy.limits)
     missing = [f"{layer.name} ({layer.detail})" for layer in layers if not layer.enforced]
     if missing and policy.sandbox == "required":
@@ -260,11 +269,33 @@ def _run(descriptor: int, sampling: Sampling, slot: SharedMemory, bounds: Bounds
     try:
         clip = decode_clip(descriptor, sampling, np.ndarray(sampling.clip_shape, np.uint8, slot.buf), bounds)
     except RequestError as error:
+        if isinstance(error, UndecodableVideo):
+            error = _why_undecodable(descriptor, bounds) or error
         return {"error": error.code, "detail": error.detail}
     except MemoryError:
-        return {"error": TooMuchMemory.code, "detail": "expected a video that is decoded in less memory"}
+        return {"error": TooMuchMemory.code, "detail": _LESS_MEMORY}
     except Exception as error:
         # The file led PyAV where nobody has been: that is the file's fault before it is the service's.
         detail = f"expected a video, got something that fails with {type(error).__name__}"
         return {"error": UndecodableVideo.code, "detail": detail, "traceback": traceback.format_exc()}
     return {"info": asdict(clip.info)}
+
+
+def _why_undecodable(descriptor: int, bounds: Bounds) -> RequestError | None:
+    """What FFmpeg says, on a second look, of a video that gave no picture: an error with a better name, if any."""
+    av.logging.set_level(av.logging.ERROR)
+    try:
+        with av.logging.Capture() as said, open_video(descriptor, bounds) as container:
+            for packet in itertools.islice(container.demux(video_stream(container, bounds)), FEW_PACKETS):
+                with contextlib.suppress(av.error.InvalidDataError, av.error.ArgumentError):
+                    packet.decode()
+        bounds.check_words(message for _, _, message in said)
+    except MemoryError:
+        return TooMuchMemory(_LESS_MEMORY)
+    except RequestError as error:
+        return error
+    except av.error.FFmpegError:
+        pass
+    finally:
+        av.logging.set_level(None)
+    return None

@@ -4,7 +4,7 @@ Four layers, each as far as the kernel lets an unprivileged process go: resource
 file, no TCP port, no signal to others) and a seccomp filter that allows the few system calls of decoding and answers
 every other one with EPERM. The upload arrives as a descriptor that is open already, so there is no file to except.
 
-Landlock is three system calls and the filter some 200 instructions, so both are written here with ctypes: libseccomp
+Landlock is three system calls and the filter some 150 instructions, so both are written here with ctypes: libseccomp
 is a library of the system that slim images lack, and its bindings on PyPI, like those of Landlock, are old or unused.
 """
 
