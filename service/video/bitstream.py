@@ -65,7 +65,7 @@ class _NalReader:
     """Parameter sets, recovery points and the first slice of a packet, in either packaging of NAL units."""
 
     def __init__(self, codec: str, extradata: bytes) -> None:
-        self.extradata = extradata
+        self.codec, self.extradata = codec, extradata
         self.length_size = 0
         # avcC and hvcC begin with their version, 1; NAL units in a row begin with a start code.
         if extradata[:1] == b"\x01":
@@ -75,7 +75,10 @@ class _NalReader:
         self.layered = codec == "hevc" and _hevc_is_layered(extradata)
 
     def __call__(self, packet: Packet) -> Nature:
-        data = memoryview(packet)
+        data, size = memoryview(packet), self.length_size
+        # Most packets begin with a slice of a picture in between.
+        if size and self.codec == "h264" and len(data) > size and data[size] & 31 == 1:
+            return PLAIN if data[size] & 0x60 else UNREFERENCED
         return self.read(data, self._units(data))
 
     def _units(self, data: memoryview) -> Iterator[tuple[int, int]]:

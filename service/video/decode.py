@@ -18,6 +18,7 @@ from av.video.frame import VideoFrame
 
 from service.errors import UndecodableVideo
 from service.video.bounds import UNBOUNDED, Bounds
+from service.video.packets import Fetch, UnforeseenError, by_number, in_order
 from service.video.picture import Orientation, Resizer
 from service.video.probe import open_video, reason, video_stream
 from service.video.sampling import Sampling
@@ -89,15 +90,21 @@ def decode_clip(
         timeline = read_timeline(container, stream, bounds, notes)
         selection = select(timeline, sampling)
         take = _Taker(timeline, selection, Resizer(sampling), frames, notes)
-        ways = [take.selected, take.all] if selection.runs else [take.all]
-        if timeline.held is not None:
-            taken = ways.pop(0)(stream.codec_context, iter(timeline.held))
+        if (held := timeline.held) is not None:
+            if selection.runs:
+                taken = take.selected(stream.codec_context, lambda number, _: held[number])
+            else:
+                taken = take.all(stream.codec_context, held)
         container_name, codec = container.format.name.split(",")[0], stream.codec_context.codec.canonical_name
         rate = stream.average_rate
-    while taken is None and ways:
+    if taken is None and selection.runs and timeline.held is None:
         with open_video(source, bounds) as container:
             stream = video_stream(container, bounds, threads)
-            taken = ways.pop(0)(stream.codec_context, _packets(container.demux(stream)))
+            taken = take.selected(stream.codec_context, by_number(container, stream, timeline))
+    if taken is None and (selection.runs or timeline.held is None):
+        with open_video(source, bounds) as container:
+            stream = video_stream(container, bounds, threads)
+            taken = take.all(stream.codec_context, in_order(container, stream))
     if taken is None:
         raise UndecodableVideo(f"expected pictures, but none of {len(timeline.ticks)} {codec} packets could be decoded")
     orientation, width, height = taken.orientation, taken.width, taken.height
@@ -127,18 +134,6 @@ def decode_clip(
     return Clip(frames, info)
 
 
-def _packets(demuxed: Iterable[Packet]) -> Iterator[Packet]:
-    """Those of a stream that hold something, as far as the file can be read."""
-    packets = iter(demuxed)
-    while True:
-        try:
-            packet = next(packets)
-        except (StopIteration, av.error.FFmpegError):  # the timeline has noted it
-            return
-        if packet.size:
-            yield packet
-
-
 @dataclass(frozen=True)
 class _Taken:
     """Of a clip that is complete: when its frames are shown, and how its first picture looks."""
@@ -158,21 +153,22 @@ class _Taker:
         self.timeline, self.selection, self.resize, self.frames, self.notes = timeline, selection, resize, frames, notes
         self.ticks = [timeline.ticks[pick] for pick in selection.picks]
 
-    def selected(self, context: VideoCodecContext, packets: Iterator[Packet]) -> _Taken | None:
+    def selected(self, context: VideoCodecContext, fetch: Fetch) -> _Taken | None:
         """Decode only what is needed; None where that does not go as it should, so that nothing may be left out."""
         first: VideoFrame | None = None
         try:
-            for number, picture in _decode_runs(context, packets, self.selection.runs):
+            for number, picture in _decode_runs(context, fetch, self.selection.runs):
                 place, *others = self.selection.places[number]
                 self.resize(picture, self.frames[place])
-                self.frames[others] = self.frames[place]
+                for other in others:
+                    self.frames[other] = self.frames[place]
                 first = first or picture
-        except (_UnforeseenError, av.error.FFmpegError):
+        except (UnforeseenError, av.error.FFmpegError):
             return None
         assert first is not None
         return _Taken(self.ticks, Orientation(first), first.width, first.height)
 
-    def all(self, context: VideoCodecContext, packets: Iterator[Packet]) -> _Taken | None:
+    def all(self, context: VideoCodecContext, packets: Iterable[Packet]) -> _Taken | None:
         """Decode from the first packet on until all is there; None where not one picture comes."""
         ticks: list[int] = []
         first: VideoFrame | None = None
@@ -190,7 +186,7 @@ class _Taker:
         return None
 
     def _shown(
-        self, context: VideoCodecContext, packets: Iterator[Packet]
+        self, context: VideoCodecContext, packets: Iterable[Packet]
     ) -> Iterator[tuple[VideoFrame, int, int | None]]:
         """Pictures in display order, each with its time and the time of the next; the last is shown for ever."""
         held: tuple[VideoFrame, int] | None = None
@@ -207,49 +203,35 @@ class _Taker:
         if held is not None:
             yield held[0], held[1], None
 
-    def _pictures(self, context: VideoCodecContext, packets: Iterator[Packet]) -> Iterator[VideoFrame]:
+    def _pictures(self, context: VideoCodecContext, packets: Iterable[Packet]) -> Iterator[VideoFrame]:
         """Decode to the end, past packets that are broken."""
-        for packet in packets:
+        for packet in chain(packets, [None]):
             try:
                 yield from context.decode(packet)
             except av.error.FFmpegError as error:
                 self.notes.add(f"broken packets were skipped: {reason(error)}")
-        yield from context.decode(None)
 
 
-class _UnforeseenError(Exception):
-    """A packet did not give the picture that was expected of it."""
-
-
-def _decode_runs(
-    context: VideoCodecContext, packets: Iterator[Packet], runs: Iterable[Run]
-) -> Iterator[tuple[int, VideoFrame]]:
+def _decode_runs(context: VideoCodecContext, fetch: Fetch, runs: Iterable[Run]) -> Iterator[tuple[int, VideoFrame]]:
     """The pictures that are wanted, each with its packet's number.
 
     A decoder hands a packet's time on to its picture, so the packet's number goes there.
     """
-    interlaced_is_odd = context.codec.canonical_name == "h264"  # and known by now, if each packet is a whole picture
-    numbered = enumerate(packets)
     for run in runs:
         missing = set(run.wanted)
-        for needed in chain(run.packets, [None]):
-            if needed is None and not missing:
+        for number in chain(run.packets, [None]):
+            packet = None
+            if number is not None:
+                packet = fetch(number, number == run.packets[0])
+                packet.pts = number
+            elif not missing:
                 break
-            packet = None if needed is None else _find(numbered, needed)
             for picture in context.decode(packet):
                 if picture.pts in missing:
-                    if picture.is_corrupt or (interlaced_is_odd and picture.interlaced_frame):
-                        raise _UnforeseenError
+                    if picture.is_corrupt or (picture.interlaced_frame and context.name == "h264"):
+                        raise UnforeseenError  # of interlaced H.264, a packet may be half a picture
                     missing.remove(picture.pts)
                     yield picture.pts, picture
         if missing:
-            raise _UnforeseenError
+            raise UnforeseenError
         context.flush_buffers()
-
-
-def _find(numbered: Iterator[tuple[int, Packet]], needed: int) -> Packet:
-    for number, packet in numbered:
-        if number == needed:
-            packet.pts = number
-            return packet
-    raise _UnforeseenError

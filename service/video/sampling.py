@@ -86,7 +86,8 @@ class Sampling(BaseModel):
     def pick(self, ticks: Sequence[int], end: int, time_base: Fraction) -> list[int]:
         """Which frames are taken: num_frames indices of `ticks`, ascending.
 
-        Exact: a time that falls on a frame's own takes that frame, whatever the time base.
+        Exact: a time that falls on a frame's own takes that frame, whatever the time base. Ticks are whole, so a time
+        may be rounded down to one.
 
         Args:
             ticks: when each frame of the clip is shown, ascending, in units of `time_base` seconds.
@@ -103,7 +104,7 @@ class Sampling(BaseModel):
         if self.policy == "rate":
             assert self.rate is not None
             step = 1 / (Fraction(self.rate).limit_denominator(100_000) * time_base)
-            times = [ticks[0] + i * step for i in range(count)]
+            times = [ticks[0] + math.floor(i * step) for i in range(count)]
         else:
-            times = [ticks[0] + Fraction((2 * i + 1) * (end - ticks[0]), 2 * count) for i in range(count)]
-        return [max(bisect_right(ticks, math.floor(time)) - 1, 0) for time in times]
+            times = [ticks[0] + (2 * i + 1) * (end - ticks[0]) // (2 * count) for i in range(count)]
+        return [max(bisect_right(ticks, time) - 1, 0) for time in times]

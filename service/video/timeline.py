@@ -8,7 +8,7 @@ from fractions import Fraction
 import av.error
 import numpy as np
 from av.container import InputContainer
-from av.packet import Packet, PktSideDataT
+from av.packet import Packet
 from av.video.stream import VideoStream
 
 from service.errors import UndecodableVideo
@@ -16,13 +16,14 @@ from service.video.bitstream import Nature, nature_reader
 from service.video.bounds import Bounds
 from service.video.probe import reason
 
-HELD_BYTES = 32 << 20
-"""Packets up to this size together stay in memory; those of a larger stream are read a second time."""
+HELD_BYTES = 8 << 20
+"""Packets up to this size together stay in memory. Of a larger stream, those that are needed are read a second time:
+filling fresh memory takes as long as reading."""
 
 _NO_PRESENTATION_TIME = {"avi"}
 """Containers that store decoding order only: their n-th picture on display carries the n-th smallest time stamp."""
 
-_STATE_IN_PACKETS: tuple[PktSideDataT, ...] = ("new_extradata", "palette", "param_change")
+_STATE_IN_PACKETS = ("new_extradata", "palette", "param_change")
 """Side data of a packet that the decoder remembers."""
 
 
@@ -52,6 +53,10 @@ class Timeline:
     """The packet of each of `ticks`; empty where there is a `doubt`."""
     times: list[int | None]
     """Of each packet."""
+    dts: list[int | None]
+    """Of each packet."""
+    places: list[tuple[int | None, int]]
+    """Of each packet, where in the file it begins, and its size."""
     natures: list[Nature]
     """Of each packet."""
     held: list[Packet] | None
@@ -60,7 +65,7 @@ class Timeline:
     """Why it cannot be told which packets a picture needs; empty where it can."""
 
     def seconds(self, tick: int) -> float:
-        return float(tick * self.time_base)
+        return tick * self.time_base.numerator / self.time_base.denominator
 
 
 def read_timeline(container: InputContainer, stream: VideoStream, bounds: Bounds, notes: Notes) -> Timeline:
@@ -73,6 +78,7 @@ def read_timeline(container: InputContainer, stream: VideoStream, bounds: Bounds
     nature_of = nature_reader(stream)
     pts: list[int | None] = []
     dts: list[int | None] = []
+    places: list[tuple[int | None, int]] = []
     natures: list[Nature] = []
     held: list[Packet] | None = []
     discarded: set[int] = set()
@@ -86,13 +92,15 @@ def read_timeline(container: InputContainer, stream: VideoStream, bounds: Bounds
                 discarded.add(len(natures))
             pts.append(packet.pts)
             dts.append(packet.dts)
+            places.append((packet.pos, size))
             natures.append(nature_of(packet))
             bounds.check_count(len(natures))
             if packet.duration:
                 last_duration = packet.duration
             broken = packet.is_corrupt
-            if len(natures) > 1 and any(packet.has_sidedata(kind) for kind in _STATE_IN_PACKETS):
-                doubt = "parameters change on the way"
+            for data in packet.iter_sidedata():
+                if data.data_type in _STATE_IN_PACKETS and len(natures) > 1:
+                    doubt = "parameters change on the way"
             num_bytes += size
             if held is not None:
                 held.append(packet)
@@ -124,7 +132,9 @@ def read_timeline(container: InputContainer, stream: VideoStream, bounds: Bounds
         doubt = "pictures without a time"
     doubt = doubt or _doubt(stream, [number for _, number in timed], ticks, stored)
     numbers = [] if doubt else [number for _, number in timed]
-    return Timeline(ticks, ticks[-1] + max(last_duration, 1), base, stored, numbers, times, natures, held, doubt)
+    return Timeline(
+        ticks, ticks[-1] + max(last_duration, 1), base, stored, numbers, times, dts, places, natures, held, doubt
+    )
 
 
 def _doubt(stream: VideoStream, numbers: list[int], ticks: list[int], stored: bool) -> str:
