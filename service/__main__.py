@@ -79,6 +79,12 @@ def _parser() -> argparse.ArgumentParser:
         "--max-queue-delay-ms", type=float, help="how long the first clip of a batch waits for company (0)"
     )
     parser.add_argument("--max-upload-bytes", type=int, help="largest video; a larger one is answered 413 (268435456)")
+    parser.add_argument("--max-tensor-bytes", type=int, help="largest body of an inference request (67108864)")
+    parser.add_argument(
+        "--model-control",
+        choices=["none", "explicit"],
+        help="whether models may be loaded and unloaded by request, under /v2/repository (none)",
+    )
     parser.add_argument(
         "--upload-timeout-s", type=float, help="longest wait for the next piece of an upload; then it is 408 (10)"
     )

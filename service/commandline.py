@@ -44,8 +44,8 @@ async def classify(
         tasks: list[asyncio.Task[Classification | RequestError]] = []
         try:
             try:
-                session = classifier.repository.find(model, version)
-                num_labels = check_top_k(top_k, session)
+                chosen = classifier.repository.find(model, version)
+                num_labels = check_top_k(top_k, chosen)
             except RequestError as error:
                 raise StartError(error.detail) from error
             places = asyncio.Semaphore(2 * classifier.pool.num_workers)
@@ -54,7 +54,7 @@ async def classify(
                 async with places:
                     try:
                         file, size = _find(path)
-                        return await classifier.classify(file, session, top_k=num_labels, upload_bytes=size)
+                        return await classifier.classify(file, chosen, top_k=num_labels, upload_bytes=size)
                     except RequestError as error:
                         return error
 

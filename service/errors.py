@@ -48,6 +48,12 @@ class MalformedUpload(RequestError):
     title = "The upload cannot be parsed"
 
 
+class InvalidInference(RequestError):
+    status = 400
+    code = "invalid_inference"
+    title = "The inference request does not fit the model"
+
+
 class UnknownModel(RequestError):
     status = 404
     code = "unknown_model"
@@ -58,6 +64,12 @@ class NotFound(RequestError):
     status = 404
     code = "not_found"
     title = "There is nothing at this path"
+
+
+class ModelControlOff(RequestError):
+    status = 403
+    code = "model_control_off"
+    title = "Models may not be loaded or unloaded by request"
 
 
 class MethodNotAllowed(RequestError):
@@ -130,6 +142,18 @@ class DecoderCrashed(RequestError):
     status = 422
     code = "decoder_crashed"
     title = "The decoder crashed on this video"
+
+
+class NotForClips(RequestError):
+    status = 422
+    code = "not_for_clips"
+    title = "The model does not classify whole clips"
+
+
+class ModelRefused(RequestError):
+    status = 422
+    code = "model_refused"
+    title = "The model file cannot be served"
 
 
 class InvalidParameter(RequestError):

@@ -265,7 +265,7 @@ class Manifest(ModelFile):
 
 
 class MLPManifest(ModelFile):
-    """What a file of TTLinear layers without a recurrence says. The service does not serve it."""
+    """What a file of TTLinear layers without a recurrence says. The service serves it as plain tensors."""
 
     reads: Literal["images", "features"]
     """What comes in: `images` uint8 [batch, height, width, channels], or `features` float32 [batch, features]."""
@@ -283,6 +283,17 @@ class MLPManifest(ModelFile):
     """Of the whole model."""
     compression: float
     """Weights of the same network with dense layers, divided by those kept."""
+
+
+def read_manifest(metadata: Mapping[str, str], *, source: str = "the model file") -> Manifest | MLPManifest:
+    """The manifest of a file of either kind.
+
+    Raises:
+        InvalidModel: says what was expected and what came.
+    """
+    of_mlp = _reads(metadata.get(METADATA_KEY, "")) in get_args(MLPManifest.model_fields["reads"].annotation)
+    kind: type[Manifest] | type[MLPManifest] = MLPManifest if of_mlp else Manifest
+    return kind.from_metadata(metadata, source=source)
 
 
 def _reads(text: str) -> str:

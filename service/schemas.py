@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.errors import BY_CODE
-from service.manifest import Manifest
+from service.manifest import Manifest, MLPManifest
 
 
 class _Body(BaseModel):
@@ -137,7 +137,24 @@ class ModelInfo(_Body):
     """Why the model does not run on CUDA, where that was open."""
     sha256: str
     """Of the model file."""
-    manifest: Manifest
+    refused: str | None
+    """Why the file that lies in this one's place now was not taken, where that is so: this one serves on."""
+    clip_fault: str | None
+    """Why /classify does not take the model, where it does not; /v2 serves it as plain tensors."""
+    manifest: Annotated[Manifest | MLPManifest, Field(discriminator="reads", description="What the file says.")]
+
+
+class AbsentModel(_Body):
+    """A model that is not served."""
+
+    name: str
+    """Of its folder."""
+    version: str
+    """Of the folder inside."""
+    state: Literal["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]
+    """On its way in, on its way out, or neither."""
+    reason: str
+    """Why; empty while it is being loaded."""
 
 
 class ModelList(_Body):
@@ -145,6 +162,8 @@ class ModelList(_Body):
 
     models: list[ModelInfo]
     """By name, versions ascending."""
+    absent: list[AbsentModel]
+    """Those that were refused or unloaded, or are being loaded."""
 
 
 class Health(_Body):

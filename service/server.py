@@ -113,17 +113,17 @@ def _greeting(classifier: Classifier, listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     repository = classifier.repository
-    session, bundled = repository.default, repository.bundled
+    default, bundled = repository.default, repository.bundled
     names = ", ".join(
-        f"{served.manifest.name}/{served.manifest.version}"
-        + (" (default)" if served is session and len(repository.sessions) > 1 else "")
-        for served in repository.sessions
+        f"{model.name}/{model.version}" + (" (default)" if model is default and len(repository.models) > 1 else "")
+        for model in repository.models
     )
+    session = default.session
     why = f" (not CUDA: {session.provider_reason})" if session.provider_reason else ""
     samples = sorted((BUNDLED / "samples").glob("*.mp4"))
     sample = shlex.quote(str(samples[0])) if samples else "clip.mp4"
     # The sample belongs to the bundled model, whichever answers by default.
     ask = f"{url}/classify"
-    if samples and bundled not in (None, session):
-        ask = f"'{ask}?model={bundled.manifest.name}'"
+    if samples and bundled not in (None, default):
+        ask = f"'{ask}?model={bundled.name}'"
     return f"ttvideo serves {names} on {url}\nprovider: {session.provider}{why}\ntry: curl -F file=@{sample} {ask}"

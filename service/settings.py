@@ -25,10 +25,14 @@ class Settings(BaseSettings):
     default_model: str | None = None
     """NAME, or NAME/VERSION, that answers when a request names none. Without it: the only model of `models`, else the
     bundled one."""
+    model_control: Literal["none", "explicit"] = "none"
+    """Whether models may be loaded and unloaded by request (/v2/repository), or are those of the start."""
     provider: Provider = "auto"
     device_id: Annotated[int, Field(ge=0)] = 0
 
     max_upload_bytes: Annotated[int, Field(ge=1)] = 256 * 1024 * 1024
+    max_tensor_bytes: Annotated[int, Field(ge=1)] = 64 * 1024 * 1024
+    """The body of an inference request under /v2, as it comes and decompressed."""
     upload_timeout_s: Annotated[float, Field(gt=0)] = 10.0
     """The longest wait for the next piece of a body; past it the upload is answered 408."""
     deadline_s: Annotated[float, Field(gt=0)] = 30.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -21,16 +22,20 @@ Run = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 @dataclass(frozen=True)
 class Inference:
-    """One clip's share of a batch: logits [classes], logits_over_time [time, classes]."""
+    """One clip's share of a batch, logits [classes] and logits_over_time [time, classes], and where its time went."""
 
     logits: np.ndarray
     logits_over_time: np.ndarray
     batch_size: int
+    queue_s: float
+    gather_s: float
+    run_s: float
 
 
 @dataclass(eq=False)
 class _Waiting:
     frames: np.ndarray
+    length: int
     deadline: float
     future: asyncio.Future[Inference]
     since: float = field(default_factory=time.monotonic)
@@ -44,7 +49,8 @@ class Batcher:
         max_batch: clips in one run.
         max_queue_delay_s: how long the first of a batch waits for company.
         max_queue: clips that may wait.
-        observe_batch: called with the size of each batch.
+        max_frames: frames in one run, padding included; only a clip alone may have more.
+        observe_batch: called with the size of each batch, the seconds that gathering it took, and those of its run.
     """
 
     def __init__(
@@ -54,12 +60,14 @@ class Batcher:
         max_batch: int,
         max_queue_delay_s: float,
         max_queue: int,
-        observe_batch: Callable[[int], object] = lambda size: None,
+        max_frames: float = math.inf,
+        observe_batch: Callable[[int, float, float], object] = lambda size, gather_s, run_s: None,
     ) -> None:
         self._run = run
         self._max_batch = max_batch
         self._max_queue_delay_s = max_queue_delay_s
         self._max_queue = max_queue
+        self._max_frames = max_frames
         self._observe_batch = observe_batch
         self._queue: deque[_Waiting] = deque()
         self._changed = asyncio.Event()
@@ -83,12 +91,13 @@ class Batcher:
             await self._worker
         self._thread.shutdown()
 
-    async def infer(self, frames: np.ndarray, deadline: float) -> Inference:
+    async def infer(self, frames: np.ndarray, deadline: float, length: int | None = None) -> Inference:
         """Wait in line and run.
 
         Args:
             frames: uint8 [time, height, width, 3].
             deadline: by `time.monotonic()`.
+            length: frames that count; all of them without it.
 
         Raises:
             Busy: the queue is full.
@@ -101,7 +110,8 @@ class Batcher:
         if len(self._queue) >= self._max_queue:
             retry_after_s = self._run_s * (1 + len(self._queue) / self._max_batch)
             raise Busy(f"{self._max_queue} clips are waiting for the model, the limit", retry_after_s=retry_after_s)
-        waiting = _Waiting(frames, deadline, asyncio.get_running_loop().create_future())
+        length = len(frames) if length is None else length
+        waiting = _Waiting(frames, length, deadline, asyncio.get_running_loop().create_future())
         self._queue.append(waiting)
         self._changed.set()
         try:
@@ -121,10 +131,11 @@ class Batcher:
 
     async def _work(self) -> None:
         while batch := await self._next_batch():
-            self._observe_batch(len(batch))
             started = time.monotonic()
             try:
-                frames, lengths = _stack([waiting.frames for waiting in batch])
+                frames = _stack([waiting.frames for waiting in batch])
+                lengths = np.array([waiting.length for waiting in batch], np.int32)
+                gathered = time.monotonic()
                 logits, over_time = await asyncio.get_running_loop().run_in_executor(
                     self._thread, self._run, frames, lengths
                 )
@@ -134,12 +145,15 @@ class Batcher:
                     if not waiting.future.done():
                         waiting.future.set_exception(RequestError("the model failed to run on this batch"))
                 continue
-            spent = time.monotonic() - started
+            gather_s, run_s = gathered - started, time.monotonic() - gathered
+            spent = gather_s + run_s
             self._run_s = 0.9 * self._run_s + 0.1 * spent if self._run_s else spent
+            self._observe_batch(len(batch), gather_s, run_s)
             for i, waiting in enumerate(batch):
                 if not waiting.future.done():
-                    steps = len(waiting.frames)
-                    waiting.future.set_result(Inference(logits[i], over_time[i, :steps], len(batch)))
+                    share = over_time[i, : len(waiting.frames)]
+                    queue_s = started - waiting.since
+                    waiting.future.set_result(Inference(logits[i], share, len(batch), queue_s, gather_s, run_s))
 
     async def _next_batch(self) -> list[_Waiting]:
         """At least one request that still wants an answer; none only when closing."""
@@ -151,7 +165,11 @@ class Batcher:
                 await self._changed.wait()
             await self._wait_for_company(self._queue[0].since + self._max_queue_delay_s)
             batch: list[_Waiting] = []
+            longest = 0
             while self._queue and len(batch) < self._max_batch:
+                longest = max(longest, len(self._queue[0].frames))
+                if batch and longest * (len(batch) + 1) > self._max_frames:
+                    break
                 waiting = self._queue.popleft()
                 if waiting.future.done():
                     continue
@@ -176,15 +194,14 @@ def _too_late() -> DeadlineExceeded:
     return DeadlineExceeded("the model did not get to this clip before the deadline")
 
 
-def _stack(clips: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def _stack(clips: list[np.ndarray]) -> np.ndarray:
     """Pad with black to the longest.
 
-    Shape: [time_i, height, width, 3] each -> frames [batch, time, height, width, 3], lengths int32 [batch].
+    Shape: [time_i, height, width, 3] each -> [batch, time, height, width, 3].
     """
-    lengths = np.array([len(clip) for clip in clips], np.int32)
     if len(clips) == 1:
-        return clips[0][None], lengths
-    frames = np.zeros((len(clips), lengths.max(), *clips[0].shape[1:]), np.uint8)
+        return clips[0][None]
+    frames = np.zeros((len(clips), max(map(len, clips)), *clips[0].shape[1:]), np.uint8)
     for i, clip in enumerate(clips):
         frames[i, : len(clip)] = clip
-    return frames, lengths
+    return frames

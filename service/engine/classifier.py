@@ -12,10 +12,12 @@ import numpy as np
 from service import __version__
 from service.cores import usable_cores
 from service.engine.admission import Admission
-from service.engine.batcher import Batcher, Inference
+from service.engine.batcher import Inference
+from service.engine.model import Model
 from service.engine.repository import Repository
-from service.engine.session import Session, probabilities
+from service.engine.session import probabilities
 from service.errors import InvalidParameter
+from service.manifest import Manifest
 from service.metrics import Metrics
 from service.schemas import Classification, ClipFacts, ModelName, ScoredLabel, StageTimes, Step
 from service.settings import Settings
@@ -36,7 +38,6 @@ class Classifier:
         self.admission = Admission(settings.max_queue)
         self.repository: Repository
         self.pool: DecodePool
-        self._batchers: dict[Session, Batcher] = {}
         self._started = False
 
     @property
@@ -52,10 +53,15 @@ class Classifier:
         """
         prepare()
         settings = self.settings
-        self.repository = await asyncio.to_thread(Repository, settings)
+        self.repository = await asyncio.to_thread(
+            Repository,
+            settings,
+            observe_batch=lambda name, size: self.metrics.batch_size.labels(name).observe(size),
+            on_change=self._show_models,
+        )
         self.pool = DecodePool(
             settings.decode_workers or usable_cores(),
-            max(session.manifest.sampling.clip_bytes for session in self.repository.sessions),
+            self.repository.max_clip_bytes,
             settings.decoder_policy(),
             on_replace=self.metrics.decode_workers_replaced.inc,
             on_recycle=lambda reason: self.metrics.decode_workers_recycled.labels(reason).inc(),
@@ -65,16 +71,7 @@ class Classifier:
         except BaseException:
             await self.pool.close()
             raise
-        for session in self.repository.sessions:
-            batcher = Batcher(
-                session.run,
-                max_batch=settings.max_batch,
-                max_queue_delay_s=settings.max_queue_delay_ms / 1e3,
-                max_queue=settings.max_queue,
-                observe_batch=self.metrics.batch_size.labels(session.manifest.name).observe,
-            )
-            await batcher.start()
-            self._batchers[session] = batcher
+        await self.repository.start()
         self._started = True
         self._show()
 
@@ -84,16 +81,16 @@ class Classifier:
             return
         await self.admission.drain()
         self._started = False
-        await asyncio.gather(*(batcher.close() for batcher in self._batchers.values()))
+        await self.repository.close()
         await self.pool.close()
 
     async def classify(
-        self, path: Path, session: Session, *, top_k: int, upload_bytes: int, upload_s: float = 0.0
+        self, path: Path, model: Model, *, top_k: int, upload_bytes: int, upload_s: float = 0.0
     ) -> Classification:
         """Classify one video file.
 
         Args:
-            session: from `repository.find`.
+            model: from `repository.use`, within its block.
             top_k: from `check_top_k`.
             upload_bytes, upload_s: what came before, for the answer.
 
@@ -102,10 +99,10 @@ class Classifier:
         """
         started = time.monotonic()
         deadline = started + self.settings.deadline_s
-        decoded = await self.pool.decode(path, session.manifest.sampling, deadline)
+        decoded = await self.pool.decode(path, model.session.clip_manifest().sampling, deadline)
         self.metrics.frames_decoded.inc(len(decoded.clip.frames))
         infer_started = time.monotonic()
-        inference = await self._batchers[session].infer(decoded.clip.frames, deadline)
+        inference = await model.classify(decoded.clip.frames, deadline)
         done = time.monotonic()
         times = {
             "upload": upload_s,
@@ -116,7 +113,7 @@ class Classifier:
         for stage, spent in times.items():
             self.metrics.stage_seconds.labels(stage).observe(spent)
         times["total"] = upload_s + done - started
-        return _answer(session, decoded, inference, top_k, times, upload_bytes)
+        return _answer(model, decoded, inference, top_k, times, upload_bytes)
 
     def _show(self) -> None:
         """Point the gauges at what they show."""
@@ -128,33 +125,40 @@ class Classifier:
         for layer in self.pool.layers:
             metrics.sandbox.labels(layer.name, layer.detail).set(layer.enforced)
         metrics.queue_depth.labels("decode").set_function(lambda: self.pool.num_waiting)
-        metrics.queue_depth.labels("model").set_function(lambda: sum(b.depth for b in self._batchers.values()))
-        for session in self.repository.sessions:
-            manifest = session.manifest
-            metrics.provider.labels(
-                manifest.name, manifest.version, session.provider, session.provider_reason or ""
-            ).set(1)
-            metrics.model.labels(manifest.name, manifest.version, manifest.precision, session.sha256).set(1)
+        metrics.queue_depth.labels("model").set_function(lambda: sum(m.depth for m in self.repository.models))
+        self._show_models()
+
+    def _show_models(self) -> None:
+        provider, files = self.metrics.provider, self.metrics.model
+        provider.clear()
+        files.clear()
+        for model in self.repository.models:
+            session = model.session
+            provider.labels(model.name, model.version, session.provider, session.provider_reason or "").set(1)
+            precision = session.manifest.precision if isinstance(session.manifest, Manifest) else "fp32"
+            files.labels(model.name, model.version, precision, session.sha256).set(1)
 
 
-def check_top_k(top_k: int | None, session: Session) -> int:
+def check_top_k(top_k: int | None, model: Model) -> int:
     """The number asked for; `DEFAULT_TOP_K`, or all labels where there are fewer, without one.
 
     Raises:
         InvalidParameter: there are not as many labels.
+        NotForClips: it is no model of whole clips.
     """
-    num_labels = len(session.manifest.labels)
+    num_labels = len(model.session.clip_manifest().labels)
     if top_k is None:
         return min(DEFAULT_TOP_K, num_labels)
     if not 1 <= top_k <= num_labels:
-        raise InvalidParameter(f"top_k: expected 1 to {num_labels}, the labels of {session.manifest.name}, got {top_k}")
+        raise InvalidParameter(f"top_k: expected 1 to {num_labels}, the labels of {model.name}, got {top_k}")
     return top_k
 
 
 def _answer(
-    session: Session, decoded: Decoded, inference: Inference, top_k: int, times_s: dict[str, float], upload_bytes: int
+    model: Model, decoded: Decoded, inference: Inference, top_k: int, times_s: dict[str, float], upload_bytes: int
 ) -> Classification:
-    manifest, info = session.manifest, decoded.clip.info
+    session, info = model.session, decoded.clip.info
+    manifest = session.clip_manifest()
     labels = manifest.labels
     whole = probabilities(inference.logits, manifest)
     over_time = probabilities(inference.logits_over_time, manifest)

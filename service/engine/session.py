@@ -13,8 +13,9 @@ import onnxruntime
 
 from service.cores import usable_cores
 from service.engine.provider import CPU, CUDA, Choice
-from service.errors import InvalidModel, ProviderUnavailable
-from service.manifest import Manifest
+from service.engine.signature import Signature, check, signature, zeros
+from service.errors import InvalidModel, NotForClips, ProviderUnavailable
+from service.manifest import Manifest, MLPManifest, ModelFile, read_manifest
 
 log = logging.getLogger(__name__)
 
@@ -51,18 +52,30 @@ class Session:
         self.provider, self.provider_reason = choice.name, choice.reason
         self._session = _open(model, self.path, choice, device_id)
         metadata = self._session.get_modelmeta().custom_metadata_map
-        self.manifest = Manifest.from_metadata(metadata, source=str(self.path))
-        if self.manifest.states:
-            states = ", ".join(state.input for state in self.manifest.states)
-            raise InvalidModel(
-                f"{self.path}: expected a model of whole clips, got a streaming one, which takes pieces and its state "
-                f"({states}) with each; export it without --streaming"
-            )
-        _check_signature(self._session, self.manifest, self.path)
+        self.manifest: Manifest | MLPManifest = read_manifest(metadata, source=str(self.path))
+        self.signature: Signature = signature(self.manifest)
+        check(self._session, self.signature, self.path)
         self.warm_up_s = self._warm_up()
 
+    def clip_manifest(self) -> Manifest:
+        """The manifest of a model that classifies whole clips.
+
+        Raises:
+            NotForClips: the model takes something else; says what.
+        """
+        manifest, name = self.manifest, f"{self.manifest.name}/{self.manifest.version}"
+        if isinstance(manifest, MLPManifest):
+            raise NotForClips(f"{name}: expected a model that reads clips, got one that reads {manifest.reads}")
+        if manifest.states:
+            states = ", ".join(state.input for state in manifest.states)
+            raise NotForClips(
+                f"{name}: expected a model of whole clips, got a streaming one, which takes pieces and its state "
+                f"({states}) with each"
+            )
+        return manifest
+
     def run(self, frames: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Classify a batch.
+        """Classify a batch of whole clips.
 
         Shape: frames uint8 [batch, time, height, width, 3], lengths int32 [batch]
             -> logits [batch, classes], logits_over_time [batch, time, classes].
@@ -70,31 +83,40 @@ class Session:
         outputs = self._session.run(["logits", "logits_over_time"], {"frames": frames, "lengths": lengths})
         return np.asarray(outputs[0]), np.asarray(outputs[1])
 
+    def run_tensors(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Every output of the signature, for every input of it."""
+        names = [tensor.name for tensor in self.signature.outputs]
+        return dict(zip(names, map(np.asarray, self._session.run(names, inputs)), strict=True))
+
     def _warm_up(self) -> float:
         """Run once alone and once in company, and look at what comes out."""
         started = time.perf_counter()
-        time_steps, height, width, _ = self.manifest.sampling.clip_shape
-        num_labels = len(self.manifest.labels)
+        time_steps = self.manifest.sampling.clip_shape[0] if isinstance(self.manifest, Manifest) else 1
         for batch, steps in ((1, time_steps), (2, time_steps + 1)):
-            frames = np.zeros((batch, steps, height, width, 3), np.uint8)
+            inputs = zeros(self.signature.inputs, batch=batch, time=steps)
+            if "lengths" in inputs:
+                inputs["lengths"].fill(time_steps)
             try:
-                logits, over_time = self.run(frames, np.full(batch, time_steps, np.int32))
+                outputs = self.run_tensors(inputs)
             except Exception as error:
                 if self.provider == "cuda":
                     raise _CudaFailed(f"a run failed: {error}") from error
-                raise InvalidModel(f"{self.path}: a run on {batch} x {steps} frames failed: {error}") from error
-            expected = (batch, num_labels), (batch, steps, num_labels)
-            if (logits.shape, over_time.shape) != expected:
-                raise InvalidModel(
-                    f"{self.path}: expected logits {expected[0]} and logits_over_time {expected[1]} for "
-                    f"{batch} x {steps} frames, got {logits.shape} and {over_time.shape}"
-                )
-            if not np.isfinite(logits).all():
-                raise InvalidModel(f"{self.path}: expected finite logits for a black clip, got {logits.tolist()}")
+                raise InvalidModel(f"{self.path}: a run on {_sizes(inputs)} failed: {error}") from error
+            for name, expected in zeros(self.signature.outputs, batch=batch, time=steps).items():
+                if outputs[name].shape != expected.shape:
+                    raise InvalidModel(
+                        f"{self.path}: expected {name} {expected.shape} for {_sizes(inputs)}, got {outputs[name].shape}"
+                    )
+            if not np.isfinite(outputs["logits"]).all():
+                raise InvalidModel(f"{self.path}: expected finite logits for zeros, got {outputs['logits'].tolist()}")
         return time.perf_counter() - started
 
 
-def probabilities(logits: np.ndarray, manifest: Manifest) -> np.ndarray:
+def _sizes(inputs: dict[str, np.ndarray]) -> str:
+    return ", ".join(f"{name} {value.shape}" for name, value in inputs.items())
+
+
+def probabilities(logits: np.ndarray, manifest: ModelFile) -> np.ndarray:
     """What the model believes, by the manifest's task and temperature.
 
     Shape: [..., classes] -> [..., classes].
@@ -133,47 +155,3 @@ def _options() -> onnxruntime.SessionOptions:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     return options
-
-
-def _check_signature(session: onnxruntime.InferenceSession, manifest: Manifest, path: Path) -> None:
-    _, height, width, _ = manifest.sampling.clip_shape
-    classes = len(manifest.labels)
-    expected_inputs = {
-        "frames": ("tensor(uint8)", (None, None, height, width, 3)),
-        "lengths": ("tensor(int32)", (None,)),
-    }
-    expected_outputs = {
-        "logits": ("tensor(float)", (None, classes)),
-        "logits_over_time": ("tensor(float)", (None, None, classes)),
-    }
-    for kind, found, expected in (
-        ("inputs", session.get_inputs(), expected_inputs),
-        ("outputs", session.get_outputs(), expected_outputs),
-    ):
-        came = {node.name: (node.type, tuple(node.shape)) for node in found}
-        if kind == "outputs":
-            came = {name: came[name] for name in came if name in expected}
-        if came.keys() != expected.keys() or not all(_fits(*came[name], *expected[name]) for name in expected):
-            raise InvalidModel(f"{path}: expected {kind} {_spell(expected)}, got {_spell(came)}")
-
-
-def _fits(type_: str, shape: tuple, expected_type: str, expected: tuple) -> bool:
-    """A None of `expected` must be dynamic; a number may be left dynamic by the file."""
-    return (
-        type_ == expected_type
-        and len(shape) == len(expected)
-        and all(
-            not isinstance(d, int) if e is None else d == e or not isinstance(d, int)
-            for d, e in zip(shape, expected, strict=True)
-        )
-    )
-
-
-def _spell(signature: dict[str, tuple[str, tuple]]) -> str:
-    return (
-        ", ".join(
-            f"{name} {type_}[{', '.join('dynamic' if d is None else str(d) for d in shape)}]"
-            for name, (type_, shape) in signature.items()
-        )
-        or "nothing"
-    )

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Coroutine
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
-from starlette.requests import ClientDisconnect
 
 from service.engine.classifier import Classifier, check_top_k
 from service.errors import (
@@ -18,6 +15,7 @@ from service.errors import (
     InvalidParameter,
     MalformedUpload,
     NotAVideo,
+    NotForClips,
     NotReady,
     NoVideoStream,
     PictureTooLarge,
@@ -30,6 +28,7 @@ from service.errors import (
     UploadTooLarge,
     VideoTooLong,
 )
+from service.routes.hangup import unless_gone
 from service.routes.problem import problems
 from service.routes.upload import FIELD, receive_upload
 from service.schemas import Classification
@@ -72,6 +71,7 @@ _BODY = {
         UndecodableVideo,
         DecoderCrashed,
         InvalidParameter,
+        NotForClips,
         Busy,
         NotReady,
         DeadlineExceeded,
@@ -86,9 +86,8 @@ async def classify(
     """Classify a video clip."""
     classifier: Classifier = request.app.state.classifier
     settings = classifier.settings
-    session = classifier.repository.find(model, version)
-    num_labels = check_top_k(top_k, session)
-    with classifier.admission.admit():
+    with classifier.repository.use(model, version) as chosen, classifier.admission.admit():
+        num_labels = check_top_k(top_k, chosen)
         async with receive_upload(
             request,
             classifier.admission,
@@ -99,36 +98,16 @@ async def classify(
             classifier.metrics.upload_bytes.inc(upload.num_bytes)
             work = classifier.classify(
                 upload.path,
-                session,
+                chosen,
                 top_k=num_labels,
                 upload_s=upload.receive_s,
                 upload_bytes=upload.num_bytes,
             )
             try:
-                answer = await _unless_gone(request, work)
+                answer = await unless_gone(request, work)
             except (NotAVideo, UndecodableVideo) as error:
                 # What such a client sends without altering it is a video like any other, so it is told only now.
                 if request.headers.get("content-type") == "application/x-www-form-urlencoded":
                     raise type(error)(f"{error.detail}; {ALTERED}") from error
                 raise
     return Response(answer.model_dump_json(), media_type="application/json")
-
-
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, Classification]) -> Classification:
-    """Do the work, but drop it at once when the client hangs up."""
-    working = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_hung_up(request))
-    try:
-        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return working.result()
-    finally:
-        working.cancel()
-        gone.cancel()
-        await asyncio.gather(working, gone, return_exceptions=True)
-
-
-async def _hung_up(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

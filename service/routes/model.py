@@ -6,11 +6,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 
+from service.engine.model import Model
 from service.engine.repository import Repository
-from service.engine.session import Session
 from service.errors import InvalidParameter, UnknownModel
 from service.routes.problem import problems
-from service.schemas import ModelInfo, ModelList
+from service.schemas import AbsentModel, ModelInfo, ModelList
 
 router = APIRouter()
 
@@ -30,16 +30,26 @@ async def model(
 async def models(request: Request) -> ModelList:
     """Every model served."""
     repository: Repository = request.app.state.classifier.repository
-    return ModelList(models=[_info(session, repository) for session in repository.sessions])
+    return ModelList(
+        models=[_info(model, repository) for model in repository.models],
+        absent=[
+            AbsentModel(name=entry.name, version=entry.version, state=entry.state, reason=entry.reason)
+            for entry in repository.entries
+            if entry.model is None
+        ],
+    )
 
 
-def _info(session: Session, repository: Repository) -> ModelInfo:
+def _info(model: Model, repository: Repository) -> ModelInfo:
+    session = model.session
     return ModelInfo(
-        name=session.manifest.name,
-        version=session.manifest.version,
-        default=session is repository.default,
+        name=model.name,
+        version=model.version,
+        default=repository.is_default(model),
         provider=session.provider,
         provider_reason=session.provider_reason,
         sha256=session.sha256,
+        refused=repository.entry(model).reason or None,
+        clip_fault=model.clip_fault,
         manifest=session.manifest,
     )

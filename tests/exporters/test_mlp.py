@@ -14,7 +14,7 @@ from exporters import mlp, onnx_file, to_onnx
 from exporters.verify import ParityError
 from service.engine.provider import Choice
 from service.engine.session import Session
-from service.errors import InvalidModel
+from service.errors import NotForClips
 from service.manifest import MLPManifest
 from tests.tolerances import EXPORTED
 from ttmodels import checkpoint
@@ -77,8 +77,8 @@ def test_the_command_exports_it(saved: Path, tmp_path: Path, capsys: pytest.Capt
     assert (manifest.reads, manifest.input_shape) == (name, config.input_shape)
     assert [layer.tt_ranks for layer in manifest.layers] == [layer.tt_ranks for layer in config.layers]
     assert len(set(manifest.parity.sizes)) == 20
-    with pytest.raises(InvalidModel, match=f"expected a model that reads clips, got one that reads {name}"):
-        Session(path, Choice("cpu"))
+    with pytest.raises(NotForClips, match=f"expected a model that reads clips, got one that reads {name}"):
+        Session(path, Choice("cpu")).clip_manifest()
 
 
 def test_what_is_for_clips_is_refused(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ from exporters.to_onnx import export
 from exporters.verify import open_on_cpu, run_in_pieces
 from service.engine.provider import Choice
 from service.engine.session import Session
-from service.errors import InvalidModel
+from service.errors import NotForClips
 from service.manifest import State
 from tests.made import random_classifier, random_clips, tiny_config
 from tests.tolerances import STREAMED
@@ -117,11 +117,11 @@ def test_only_what_a_model_has_is_carried() -> None:
     assert [state.input for state in states.of(opened("mean")[0])] == ["h", "logits_sum", "num_steps"]
 
 
-def test_the_service_does_not_serve_it(tmp_path: Path) -> None:
+def test_the_service_does_not_classify_clips_with_it(tmp_path: Path) -> None:
     model = opened("gru")[0]
     checkpoint.save(tmp_path / "a.safetensors", model, TrainConfig(), Progress())
     saved, path = checkpoint.load(tmp_path / "a.safetensors"), tmp_path / "made.onnx"
     manifest = export(saved, path, name="made", streaming=True, measure=False)
     assert manifest.states == states.of(model)
-    with pytest.raises(InvalidModel, match="expected a model of whole clips, got a streaming one"):
-        Session(path, Choice("cpu"))
+    with pytest.raises(NotForClips, match="expected a model of whole clips, got a streaming one"):
+        Session(path, Choice("cpu")).clip_manifest()

@@ -127,7 +127,7 @@ def test_a_model_that_fails_is_a_500_that_says_little(
     def fail(*arguments: object) -> None:
         raise RuntimeError("a secret")
 
-    for batcher in small.classifier._batchers.values():
-        monkeypatch.setattr(batcher, "_run", fail)
+    for model in small.classifier.repository.models:
+        monkeypatch.setattr(model._line, "_run", fail)
     body = check_problem(small.post(clips["red"]), 500, "internal_error")
     assert "secret" not in str(body)

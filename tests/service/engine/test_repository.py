@@ -29,8 +29,8 @@ def repository(tmp_path: Path, bundled: tuple[str, ...] = (), own: tuple[str, ..
 
 
 def name_of(repository: Repository, name: str | None = None, version: str | None = None) -> str:
-    manifest = repository.find(name, version).manifest
-    return f"{manifest.name}/{manifest.version}"
+    model = repository.find(name, version)
+    return f"{model.name}/{model.version}"
 
 
 def test_the_bundled_model_is_the_default(tmp_path: Path) -> None:

@@ -1,0 +1,172 @@
+"""A model at work: its session, the line before it, and the requests that hold it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from service.engine.batcher import Batcher, Inference
+from service.engine.session import Session, probabilities
+from service.engine.signature import Tensor
+from service.engine.statistics import Statistics
+from service.engine.turns import Turns
+from service.errors import NotForClips
+from service.settings import Settings
+
+PROBABILITIES = "probabilities"
+"""An output that every model has beside those of its graph: what its logits mean, by task and temperature."""
+
+
+class Model:
+    """One loaded file. `start` before use; `retire` lets those who use it finish.
+
+    Args:
+        statistics: go on counting where the file before it stopped.
+        observe_batch: called with the size of each batch.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        settings: Settings,
+        *,
+        statistics: Statistics | None = None,
+        observe_batch: Callable[[int], object] = lambda size: None,
+    ) -> None:
+        self.session = session
+        self.name, self.version = session.manifest.name, session.manifest.version
+        self.max_batch = settings.max_batch
+        self.statistics = statistics or Statistics()
+        self._observe_batch = observe_batch
+        self._num_users = 0
+        self._unused = asyncio.Event()
+        self._unused.set()
+        self._line: Batcher | Turns
+        try:
+            clip_frames = session.clip_manifest().sampling.clip_shape[0]
+            self.clip_fault: str | None = None
+            """Why it cannot classify whole clips."""
+            self._line = Batcher(
+                session.run,
+                max_batch=settings.max_batch,
+                max_queue_delay_s=settings.max_queue_delay_ms / 1e3,
+                max_queue=settings.max_queue,
+                max_frames=settings.max_batch * clip_frames,
+                observe_batch=self._ran,
+            )
+        except NotForClips as error:
+            self.clip_fault = error.detail
+            self._line = Turns(session.run_tensors, max_queue=settings.max_queue)
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        return self.session.signature.inputs
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        classes = len(self.session.manifest.labels)
+        return (*self.session.signature.outputs, Tensor(PROBABILITIES, "FP32", ("batch", classes)))
+
+    @property
+    def depth(self) -> int:
+        """Requests that wait."""
+        return self._line.depth
+
+    async def start(self) -> None:
+        if isinstance(self._line, Batcher):
+            await self._line.start()
+
+    @contextmanager
+    def use(self) -> Iterator[Model]:
+        """Until the end of the block the model stays, whatever takes its place."""
+        self._num_users += 1
+        self._unused.clear()
+        try:
+            yield self
+        finally:
+            self._num_users -= 1
+            if not self._num_users:
+                self._unused.set()
+
+    async def retire(self) -> None:
+        """Wait for the last user, then let go of the session. Nobody may find the model any more."""
+        await self._unused.wait()
+        if isinstance(self._line, Batcher):
+            await self._line.close()
+        else:
+            self._line.close()
+
+    async def classify(self, frames: np.ndarray, deadline: float) -> Inference:
+        """Run on one whole clip, together with others.
+
+        Args:
+            frames: uint8 [time, height, width, 3].
+            deadline: by `time.monotonic()`.
+
+        Raises:
+            NotForClips: the model takes something else.
+            Busy, NotReady, DeadlineExceeded, RequestError: from the batcher.
+        """
+        if not isinstance(self._line, Batcher):
+            raise NotForClips(self.clip_fault or "")
+        with self._failures_counted() as started:
+            inference = await self._line.infer(frames, deadline)
+        spent = time.monotonic() - started
+        self.statistics.answered(spent, inference.queue_s, inference.gather_s, inference.run_s)
+        return inference
+
+    async def infer(self, inputs: dict[str, np.ndarray], deadline: float) -> dict[str, np.ndarray]:
+        """Run on tensors that fit `inputs`; every one of `outputs`.
+
+        Raises:
+            Busy, NotReady, DeadlineExceeded, RequestError.
+        """
+        with self._failures_counted() as started:
+            if isinstance(self._line, Batcher):
+                outputs, *spent = await self._infer_clips(self._line, inputs["frames"], inputs["lengths"], deadline)
+            else:
+                outcome = await self._line.infer(inputs, deadline)
+                outputs, *spent = outcome.outputs, outcome.queue_s, 0.0, outcome.run_s
+                self._ran(len(outputs["logits"]), 0.0, outcome.run_s)
+        outputs[PROBABILITIES] = probabilities(outputs["logits"], self.session.manifest).astype(np.float32)
+        self.statistics.answered(time.monotonic() - started, *spent)
+        return outputs
+
+    async def _infer_clips(
+        self, batcher: Batcher, frames: np.ndarray, lengths: np.ndarray, deadline: float
+    ) -> tuple[dict[str, np.ndarray], float, float, float]:
+        """Each clip stands in line for itself, beside those of other requests."""
+        tasks = [
+            asyncio.create_task(batcher.infer(clip, deadline, int(length)))
+            for clip, length in zip(frames, lengths, strict=True)
+        ]
+        try:
+            shares = await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        outputs = {
+            "logits": np.stack([share.logits for share in shares]),
+            "logits_over_time": np.stack([share.logits_over_time for share in shares]),
+        }
+        last = max(shares, key=lambda share: share.queue_s)
+        return outputs, last.queue_s, last.gather_s, last.run_s
+
+    def _ran(self, batch: int, gather_s: float, run_s: float) -> None:
+        self._observe_batch(batch)
+        self.statistics.ran(batch, gather_s, run_s)
+
+    @contextmanager
+    def _failures_counted(self) -> Iterator[float]:
+        """The time of the start."""
+        started = time.monotonic()
+        try:
+            yield started
+        except Exception:
+            self.statistics.fail.add(time.monotonic() - started)
+            raise

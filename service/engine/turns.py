@@ -1,0 +1,82 @@
+"""Requests for a model that is run for each as it comes: pieces of streams, images, features."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from service.errors import Busy, DeadlineExceeded, RequestError
+
+log = logging.getLogger(__name__)
+
+Run = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came out, and where the time went."""
+
+    outputs: dict[str, np.ndarray]
+    queue_s: float
+    run_s: float
+
+
+class Turns:
+    """One run at a time, first come first served, in a thread of its own.
+
+    Args:
+        run: inputs by name -> outputs by name.
+        max_queue: requests under way.
+    """
+
+    def __init__(self, run: Run, *, max_queue: int) -> None:
+        self._run = run
+        self._max_queue = max_queue
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ttvideo-model")
+        self._run_s = 0.0
+        self.depth = 0
+
+    async def infer(self, inputs: dict[str, np.ndarray], deadline: float) -> Outcome:
+        """Wait in line and run.
+
+        Args:
+            deadline: by `time.monotonic()`.
+
+        Raises:
+            Busy: the queue is full.
+            DeadlineExceeded: not run in time.
+            RequestError: the run failed.
+        """
+        if self.depth >= self._max_queue:
+            retry_after_s = self._run_s * self.depth
+            raise Busy(f"{self._max_queue} requests are waiting for the model, the limit", retry_after_s=retry_after_s)
+        asked = time.monotonic()
+
+        def run() -> Outcome:
+            started = time.monotonic()
+            outputs = self._run(inputs)
+            return Outcome(outputs, started - asked, time.monotonic() - started)
+
+        self.depth += 1
+        try:
+            async with asyncio.timeout(deadline - asked):
+                outcome = await asyncio.get_running_loop().run_in_executor(self._thread, run)
+        except TimeoutError:
+            raise DeadlineExceeded("the model did not get to this request before the deadline") from None
+        except Exception as error:
+            log.exception("a run failed")
+            raise RequestError("the model failed to run on this request") from error
+        finally:
+            self.depth -= 1
+        self._run_s = 0.9 * self._run_s + 0.1 * outcome.run_s if self._run_s else outcome.run_s
+        return outcome
+
+    def close(self) -> None:
+        """After the last request."""
+        self._thread.shutdown(wait=False)
