@@ -13,6 +13,7 @@ import json
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import stat
@@ -27,7 +28,7 @@ from typing import Any
 
 import av.error
 import av.logging
-import av.subtitles.stream  # noqa: F401  # PyAV imports it at its first need, and then no file can be opened
+import av.subtitles.stream  # PyAV imports it at its first need, and then no file can be opened
 import numpy as np
 
 from service.errors import BY_CODE, NotAVideo, RequestError, StartError, TooMuchMemory, UndecodableVideo
@@ -44,6 +45,8 @@ END_TIMEOUT_S = 5.0
 MAX_JOB_BYTES = 1 << 16
 MAX_REPLY_BYTES = 1 << 20
 FEW_PACKETS = 4
+_NO_BUFFER = re.compile(r"get_buffer\(\) failed|allocate memory")
+"""FFmpeg's words for a picture that there is no memory for."""
 _LESS_MEMORY = "expected a video that can be decoded in the memory that a decoder has"
 
 # A process forked from a small server that has FFmpeg loaded already starts in milliseconds.
@@ -268,34 +271,40 @@ def _give_up(policy: Policy) -> list[Layer]:
 def _run(descriptor: int, sampling: Sampling, slot: SharedMemory, bounds: Bounds) -> dict[str, Any]:
     try:
         clip = decode_clip(descriptor, sampling, np.ndarray(sampling.clip_shape, np.uint8, slot.buf), bounds)
-    except RequestError as error:
-        if isinstance(error, UndecodableVideo):
-            error = _why_undecodable(descriptor, bounds) or error
-        return {"error": error.code, "detail": error.detail}
+        return {"info": asdict(clip.info)}
+    except UndecodableVideo as undecodable:
+        error = _why_undecodable(descriptor, bounds) or undecodable
+    except RequestError as refusal:
+        error = refusal
     except MemoryError:
-        return {"error": TooMuchMemory.code, "detail": _LESS_MEMORY}
-    except Exception as error:
-        # The file led PyAV where nobody has been: that is the file's fault before it is the service's.
-        detail = f"expected a video, got something that fails with {type(error).__name__}"
-        return {"error": UndecodableVideo.code, "detail": detail, "traceback": traceback.format_exc()}
-    return {"info": asdict(clip.info)}
+        error = TooMuchMemory(_LESS_MEMORY)
+    except Exception as unforeseen:
+        reason = _why_undecodable(descriptor, bounds)
+        if reason is None:
+            # The file led PyAV where nobody has been: that is the file's fault before it is the service's.
+            detail = f"expected a video, got something that fails with {type(unforeseen).__name__}"
+            return {"error": UndecodableVideo.code, "detail": detail, "traceback": traceback.format_exc()}
+        error = reason
+    return {"error": error.code, "detail": error.detail}
 
 
 def _why_undecodable(descriptor: int, bounds: Bounds) -> RequestError | None:
     """What FFmpeg says, on a second look, of a video that gave no picture: an error with a better name, if any."""
     av.logging.set_level(av.logging.ERROR)
+    av.logging.set_skip_repeated(False)  # it would hold back what was said of the video before, or say it again
     try:
-        with av.logging.Capture() as said, open_video(descriptor, bounds) as container:
+        with (
+            av.logging.Capture() as said,
+            contextlib.suppress(av.error.FFmpegError),
+            open_video(descriptor, bounds) as container,
+        ):
             for packet in itertools.islice(container.demux(video_stream(container, bounds)), FEW_PACKETS):
-                with contextlib.suppress(av.error.InvalidDataError, av.error.ArgumentError):
+                with contextlib.suppress(av.error.FFmpegError):
                     packet.decode()
-        bounds.check_words(message for _, _, message in said)
-    except MemoryError:
-        return TooMuchMemory(_LESS_MEMORY)
+        messages = [message for _, _, message in said]
+        bounds.check_words(messages)
     except RequestError as error:
         return error
-    except av.error.FFmpegError:
-        pass
     finally:
         av.logging.set_level(None)
-    return None
+    return TooMuchMemory(_LESS_MEMORY) if any(map(_NO_BUFFER.search, messages)) else None
