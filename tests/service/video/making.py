@@ -12,7 +12,7 @@ import numpy as np
 from av.packet import Packet
 
 SIZE = 64, 48
-"""Width and height of the pictures."""
+"""Width and height of most pictures."""
 
 ONE = 1 << 16
 MATRICES = {
@@ -36,6 +36,7 @@ class Recipe:
     codec: str
     options: Mapping[str, str] = field(default_factory=dict)
     num_frames: int = 40
+    size: tuple[int, int] = SIZE
     pix_fmt: str = "yuv420p"
     bf: int = 0
     gop: int = 12
@@ -64,24 +65,25 @@ class Recipe:
         return " ".join(parts).replace(" ", "_")
 
 
-def scenery(num_frames: int, seed: int = 0) -> np.ndarray:
+def scenery(num_frames: int, size: tuple[int, int] = SIZE) -> np.ndarray:
     """Smooth noise that moves, with squares that move otherwise: uint8 [time, height, width, 3]."""
-    rng = np.random.default_rng(seed)
-    width, height = SIZE
+    rng = np.random.default_rng(0)
+    width, height = size
     coarse = rng.integers(30, 226, (height // 4 + 24, width // 4 + 24, 3)).astype(np.uint8)
     ground = coarse.repeat(4, 0).repeat(4, 1)
     frames = np.empty((num_frames, height, width, 3), np.uint8)
     for i in range(num_frames):
         x, y = (i * 3) % 80, (i * 2) % 80
         frames[i] = ground[y : y + height, x : x + width]
-        frames[i, (5 * i) % 36 : (5 * i) % 36 + 12, (7 * i) % 52 : (7 * i) % 52 + 12] = rng.integers(0, 256, 3)
+        top, left = 5 * i % (height - 12), 7 * i % (width - 12)
+        frames[i, top : top + 12, left : left + 12] = rng.integers(0, 256, 3)
     return frames
 
 
 def make(path: Path, recipe: Recipe) -> None:
     """Encode, mux, and break as the recipe says."""
     base = 1 / recipe.rate / 4
-    width, height = SIZE
+    width, height = recipe.size
     with av.open(str(path), "w") as output:
         options = {"g": str(recipe.gop), "bf": str(recipe.bf), **recipe.options}
         stream = output.add_stream(recipe.codec, rate=recipe.rate, options=options)
@@ -97,7 +99,7 @@ def make(path: Path, recipe: Recipe) -> None:
             a, b, c, d = MATRICES[recipe.matrix]
             stream.set_display_matrix([a * ONE, b * ONE, 0, c * ONE, d * ONE, 0, 0, 0, 1 << 30])
         packets: list[Packet] = []
-        for i, frame in enumerate(scenery(recipe.num_frames)):
+        for i, frame in enumerate(scenery(recipe.num_frames, recipe.size)):
             picture = av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(format=recipe.pix_fmt, threads=1)
             picture.time_base = base if recipe.varies else 1 / recipe.rate
             picture.pts = 4 * (recipe.start + i) + i * i % 3 if recipe.varies else recipe.start + i
@@ -110,9 +112,14 @@ def make(path: Path, recipe: Recipe) -> None:
         path.write_bytes(data[: int(recipe.truncated * len(data))])
 
 
-def remux(source: Path, target: Path, change: Callable[[list[Packet]], Sequence[Packet]]) -> None:
+def remux(
+    source: Path,
+    target: Path,
+    change: Callable[[list[Packet]], Sequence[Packet]],
+    options: Mapping[str, str] | None = None,
+) -> None:
     """Copy a file's video packets, changed."""
-    with av.open(str(source)) as container, av.open(str(target), "w") as output:
+    with av.open(str(source)) as container, av.open(str(target), "w", options=dict(options or {})) as output:
         stream = output.add_stream_from_template(container.streams.video[0])
         for packet in change([packet for packet in container.demux(video=0) if packet.size]):
             packet.stream = stream
