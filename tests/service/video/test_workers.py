@@ -5,26 +5,33 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
 from service.errors import DeadlineExceeded, DecoderCrashed, NotAVideo, StartError
+from service.settings import Settings
 from service.video import Sampling, decode_clip, process, workers
+from service.video.process import Policy
 from service.video.workers import DecodePool
-from tests.service.conftest import PATIENCE_S, eventually, lives
+from tests.service.conftest import PATIENCE_S, eventually, lives, running, wait_until
+from ttmodels.data.encode import write_video
 
 SAMPLING = Sampling(num_frames=6, height=24, width=32)
 
 
-def with_pool(test: Callable[[DecodePool], Awaitable[None]], num_workers: int = 1) -> DecodePool:
+def with_pool(
+    test: Callable[[DecodePool], Awaitable[None]], num_workers: int = 1, policy: Policy | None = None
+) -> DecodePool:
     """Run a test on a pool, and see that it leaves no process and no shared memory."""
 
     async def run() -> DecodePool:
-        pool = DecodePool(num_workers, SAMPLING.clip_bytes)
+        pool = DecodePool(num_workers, SAMPLING.clip_bytes, policy, on_recycle=reasons.append)
         await pool.start()
         seen.update(pool.pids)
         slots.update(decoder._slot.name for decoder in pool._decoders)
@@ -35,6 +42,7 @@ def with_pool(test: Callable[[DecodePool], Awaitable[None]], num_workers: int = 
             await pool.close()
         return pool
 
+    reasons: list[str] = []
     seen: set[int] = set()
     slots: set[str] = set()
     pool = asyncio.run(run())
@@ -42,6 +50,7 @@ def with_pool(test: Callable[[DecodePool], Awaitable[None]], num_workers: int = 
         assert not lives(pid), f"decoder {pid} outlived its pool"
     for name in slots:
         assert not Path("/dev/shm", name).exists(), f"shared memory {name} outlived its pool"
+    assert len(reasons) == pool.num_recycled
     return pool
 
 
@@ -243,3 +252,144 @@ def test_a_start_that_fails_is_a_start_error(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(process, "SharedMemory", refuse)
     with pytest.raises(StartError, match="no more processes"):
         asyncio.run(DecodePool(1, SAMPLING.clip_bytes).start())
+
+
+# ---- renewed in good health
+
+
+def test_a_worker_is_renewed_after_so_many_clips(clips: dict[str, Path]) -> None:
+    pids: list[int] = []
+
+    async def test(pool: DecodePool) -> None:
+        for _ in range(7):
+            (pid,) = pool.pids
+            pids.append(pid)
+            result = await pool.decode(clips["red"], SAMPLING, soon())
+            np.testing.assert_array_equal(result.clip.frames, expected)
+            await eventually(lambda: len(pool.pids) == 1)
+
+    expected = decode_clip(clips["red"], SAMPLING).frames
+    pool = with_pool(test, policy=Policy(max_clips=3))
+    assert [pids.index(pid) for pid in pids] == [0, 0, 0, 3, 3, 3, 6]
+    assert (pool.num_recycled, pool.num_replaced) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    ("policy", "usage", "reason"),
+    [
+        (Policy(max_rss_bytes=1 << 20), None, "memory"),
+        (Policy(), (1 << 20, 601.0), "cpu_time"),
+        (Policy(max_clips=1), None, "clips"),
+        (Policy(), None, None),
+        (Policy(), (0, 0.0), None),  # where there is no /proc
+    ],
+)
+def test_why_a_worker_is_renewed(
+    policy: Policy,
+    usage: tuple[int, float] | None,
+    reason: str | None,
+    clips: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def test(pool: DecodePool) -> None:
+        before = pool.pids
+        await pool.decode(clips["red"], SAMPLING, soon())
+        await eventually(lambda: len(pool.pids) == 1)
+        assert (pool.pids == before) == (reason is None)
+
+    caplog.set_level("INFO", "service.video.workers")
+    if usage is not None:
+        monkeypatch.setattr(process, "_usage", lambda pid: usage)
+    with_pool(test, policy=policy)
+    told = [record.message for record in caplog.records if "is renewed" in record.message]
+    assert [message.split("clips: ")[1] for message in told] == ([reason] if reason else [])
+
+
+def test_usage_is_what_the_kernel_says() -> None:
+    rss_bytes, cpu_s = process._usage(os.getpid())
+    assert rss_bytes == pytest.approx(int(Path("/proc/self/statm").read_text().split()[1]) * 4096, rel=0.1)
+    assert cpu_s == pytest.approx(time.process_time(), abs=0.5)
+    assert process._usage(2**22 + 1) == (0, 0.0)
+
+
+def test_renewing_under_load_loses_no_request(clips: dict[str, Path]) -> None:
+    async def test(pool: DecodePool) -> None:
+        results = await asyncio.gather(*(pool.decode(clips["red"], SAMPLING, soon()) for _ in range(40)))
+        assert len(results) == 40
+        await eventually(lambda: pool.num_alive == 2)
+
+    assert with_pool(test, num_workers=2, policy=Policy(max_clips=4)).num_recycled >= 8
+
+
+# ---- a caller who hangs up
+
+STOPPED_S = 0.05
+"""The issue's own bound, from the moment in which the caller is gone to that in which its decoder is dead."""
+
+
+@pytest.fixture(scope="module")
+def long_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seconds of decoding: every picture is a new one, and each depends on the one before."""
+    path = tmp_path_factory.mktemp("long") / "long.mp4"
+    noise = np.random.default_rng(0).integers(0, 256, (360, 640, 3), np.uint8)
+    frames = np.stack([np.roll(noise, 3 * i, axis=1) for i in range(40)])
+    write_video(path, frames, options={"preset": "ultrafast", "crf": "10", "g": "1000"})
+    with av.open(str(path)) as source, av.open(str(path.with_name("longer.mp4")), "w") as output:
+        stream = output.add_stream_from_template(source.streams.video[0])
+        packets = [packet for packet in source.demux(video=0) if packet.size]
+        for i in range(20 * len(packets)):
+            packet = packets[i % len(packets)]
+            packet.stream, packet.pts, packet.dts = stream, i * 512, i * 512
+            output.mux(packet)
+    return path.with_name("longer.mp4")
+
+
+def works(pid: int, since_s: float) -> bool:
+    """Whether a process is past its start and in the middle of a clip."""
+    return process._usage(pid)[1] > since_s + 0.03
+
+
+def stopped_after_s(pid: int) -> float:
+    """How long from now a process takes to be gone."""
+    began = time.monotonic()
+    wait_until(lambda: not lives(pid), "the decoder is dead")
+    return time.monotonic() - began
+
+
+def test_a_cancelled_decode_stops_at_once(long_clip: Path) -> None:
+    took: list[float] = []
+
+    async def test(pool: DecodePool) -> None:
+        for _ in range(3):  # the best of a few: other work on the machine may delay any one
+            (pid,) = pool.pids
+            since_s = process._usage(pid)[1]
+            request = asyncio.create_task(pool.decode(long_clip, SAMPLING, soon()))
+            await eventually(lambda pid=pid, since_s=since_s: works(pid, since_s))
+            request.cancel()
+            began = time.monotonic()
+            await eventually(lambda pid=pid: not lives(pid))
+            took.append(time.monotonic() - began)
+            with pytest.raises(asyncio.CancelledError):
+                await request
+            await eventually(lambda: pool.num_idle == 1)
+
+    with_pool(test)
+    assert min(took) < STOPPED_S, took
+
+
+def test_a_client_that_hangs_up_stops_the_decoder_at_once(long_clip: Path, models: Path) -> None:
+    data = long_clip.read_bytes()
+    settings = Settings(models=models, default_model="colours/1", provider="cpu", decode_workers=1)
+    took: list[float] = []
+    with running(settings) as service:
+        for _ in range(3):
+            wait_until(lambda: service.classifier.pool.num_idle == 1, "a decoder is free")
+            (pid,) = service.classifier.pool.pids
+            since_s = process._usage(pid)[1]
+            with socket.create_connection(service.address, timeout=PATIENCE_S) as connection:
+                head = b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+                connection.sendall(head % len(data) + data)
+                wait_until(lambda pid=pid, since_s=since_s: works(pid, since_s), "the clip is being decoded")
+            took.append(stopped_after_s(pid))
+    assert min(took) < STOPPED_S, took
