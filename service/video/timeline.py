@@ -140,7 +140,11 @@ def read_timeline(container: InputContainer, stream: VideoStream, bounds: Bounds
 def _doubt(stream: VideoStream, numbers: list[int], ticks: list[int], stored: bool) -> str:
     """Why the packets' times may not be those of the pictures that come of them; empty where they are."""
     context = stream.codec_context
-    context.open(strict=False)  # so that the stream's header tells it how far pictures are out of order
+    try:
+        context.open(strict=False)  # so that the stream's header tells it how far pictures are out of order
+    except av.error.FFmpegError as error:
+        codec = context.codec.canonical_name
+        raise UndecodableVideo(f"expected a header that the {codec} decoder takes: {reason(error)}") from error
     if len(set(ticks)) < len(ticks):
         return "two pictures at one time"
     # How many pictures at most are decoded before one that is shown before them.
