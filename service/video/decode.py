@@ -74,7 +74,8 @@ def decode_clip(
         sampling: which frames, and their form.
         out: uint8 [time, height, width, 3] to write to; a new array without it.
         bounds: how large the video may be.
-        threads: of the decoder. One is best where other clips wait; all cores speed up a large video alone.
+        threads: of the decoder. One is best where other clips wait; all cores speed up a large video alone, unless it is
+            one of which everything must be decoded.
 
     Raises:
         PictureTooLarge, VideoTooLong, TooManyFrames, TooManyStreams: it is larger than `bounds`.
@@ -86,24 +87,22 @@ def decode_clip(
     notes = Notes()
     taken: _Taken | None = None
     with open_video(source, bounds) as container:
-        stream = video_stream(container, bounds, threads)
+        stream = video_stream(container, bounds, threads=threads)
         timeline = read_timeline(container, stream, bounds, notes)
         selection = select(timeline, sampling)
         take = _Taker(timeline, selection, Resizer(sampling), frames, notes)
-        if (held := timeline.held) is not None:
-            if selection.runs:
-                taken = take.selected(stream.codec_context, lambda number, _: held[number])
-            else:
-                taken = take.all(stream.codec_context, held)
+        if (held := timeline.held) is not None and selection.runs:
+            taken = take.selected(stream.codec_context, lambda number, _: held[number])
         container_name, codec = container.format.name.split(",")[0], stream.codec_context.codec.canonical_name
         rate = stream.average_rate
-    if taken is None and selection.runs and timeline.held is None:
+    if held is None and selection.runs:
         with open_video(source, bounds) as container:
-            stream = video_stream(container, bounds, threads)
+            stream = video_stream(container, bounds, threads=threads)
             taken = take.selected(stream.codec_context, by_number(container, stream, timeline))
-    if taken is None and (selection.runs or timeline.held is None):
+    if taken is None:
         with open_video(source, bounds) as container:
-            stream = video_stream(container, bounds, threads)
+            # One thread: several lose more pictures than the one that is broken.
+            stream = video_stream(container, bounds, forgiving=True)
             taken = take.all(stream.codec_context, in_order(container, stream))
     if taken is None:
         raise UndecodableVideo(f"expected pictures, but none of {len(timeline.ticks)} {codec} packets could be decoded")

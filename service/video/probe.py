@@ -101,8 +101,15 @@ def open_video(source: Path | int, bounds: Bounds) -> InputContainer:
     return container
 
 
-def video_stream(container: InputContainer, bounds: Bounds, threads: int = 1) -> VideoStream:
-    """The stream that a player shows, the largest that is not cover art, ready to be decoded by `threads` threads.
+def video_stream(
+    container: InputContainer, bounds: Bounds, *, threads: int = 1, forgiving: bool = False
+) -> VideoStream:
+    """The stream that a player shows, the largest that is not cover art, ready to be decoded.
+
+    Args:
+        bounds: how large the video may be.
+        threads: of the decoder.
+        forgiving: whether the decoder makes up what is missing in a broken picture, or gives an error.
 
     Raises:
         NoVideoStream: there is none.
@@ -113,16 +120,25 @@ def video_stream(container: InputContainer, bounds: Bounds, threads: int = 1) ->
     if not streams:
         kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
         raise NoVideoStream(f"expected a video stream, found {kinds} in a {container.format.name} file")
-    stream = max(streams, key=lambda s: (bool(s.disposition & s.disposition.default), s.width * s.height, -s.index))
-    bounds.check_header(container, stream)
+    stream = max(streams, key=_prominence)
     context = stream.codec_context
     if context is None or context.codec.name not in CODECS:
         name = context.codec.name if context is not None else "an unknown codec"
         raise UndecodableVideo(f"expected a supported codec, got {name}")
+    bounds.check_header(container, stream)
     context.options = {"codec_whitelist": _OPEN_OPTIONS["codec_whitelist"]} | bounds.codec_options()
+    if not forgiving:
+        context.options = context.options | {"err_detect": "explode"}
     context.thread_count = threads
     context.thread_type = "AUTO"
     return stream
+
+
+def _prominence(stream: VideoStream) -> tuple[bool, bool, int, int]:
+    """Orders streams by what a player would rather show. Those of unknown codecs have no size."""
+    known = stream.codec_context is not None
+    area = stream.width * stream.height if known else 0
+    return known, bool(stream.disposition & stream.disposition.default), area, -stream.index
 
 
 def reason(error: Exception) -> str:

@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 
 from service.video import Sampling, decode, decode_clip, packets, timeline
+from tests.conftest import REAL_CLIPS
 from tests.service.video.making import MATRICES, Recipe, make
 from tests.service.video.plainly import Whole, decode_whole
 
 HEIGHT, WIDTH = 24, 32
+
+REAL_DATA = REAL_CLIPS.with_name("data")
 
 X264 = {"preset": "veryfast", "crf": "28"}
 X265 = {"preset": "ultrafast", "crf": "30", "x265-params": "log-level=none:pools=none:frame-threads=1"}
@@ -99,10 +102,10 @@ def expected(whole: Whole, sampling: Sampling) -> list[int]:
     return whole.uniform(count)
 
 
-def compare(path: Path, recipe: Recipe) -> None:
-    whole = decode_whole(path, MATRICES[recipe.matrix])
+def compare(path: Path, matrix: str = "0", threads: int = 1) -> None:
+    whole = decode_whole(path, MATRICES[matrix])
     for sampling in SAMPLINGS:
-        clip = decode_clip(path, sampling)
+        clip = decode_clip(path, sampling, threads=threads)
         chosen = expected(whole, sampling)
         first = whole.packet_times[0]
         assert clip.info.times_s == tuple(float((whole.times[i] - first) * whole.base) for i in chosen), sampling
@@ -140,7 +143,7 @@ def is_known(recipe: Recipe) -> bool:
 def test_same_bytes_as_a_full_decode(recipe: Recipe, tmp_path: Path, full_decodes: list[str]) -> None:
     path = tmp_path / f"clip.{recipe.suffix}"
     make(path, recipe)
-    compare(path, recipe)
+    compare(path, recipe.matrix)
     if is_known(recipe):
         assert full_decodes == [], "nothing was left out"
 
@@ -154,5 +157,45 @@ def test_same_bytes_from_packets_that_are_sought(
     monkeypatch.setattr(packets, "_FAR", 1)
     path = tmp_path / f"clip.{recipe.suffix}"
     make(path, recipe)
-    compare(path, recipe)
+    compare(path, recipe.matrix)
     assert full_decodes == [], "nothing was left out"
+
+
+@pytest.mark.parametrize("recipe", [recipe for recipe in GRID if recipe.bf > 0 or "vp" in recipe.codec][::4], ids=str)
+def test_same_bytes_from_several_threads(recipe: Recipe, tmp_path: Path) -> None:
+    path = tmp_path / f"clip.{recipe.suffix}"
+    make(path, recipe)
+    compare(path, recipe.matrix, threads=3)
+
+
+def test_same_bytes_of_real_clips(real_clip: Path) -> None:
+    compare(real_clip)
+
+
+DATA = sorted(REAL_DATA.glob("fight_surv/*/*.mp4"))[::40] + sorted(REAL_DATA.glob("ut_interaction/*/*.avi"))[::30]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not DATA, reason=f"no videos in {REAL_DATA}")
+@pytest.mark.parametrize("path", DATA, ids=lambda path: path.name)
+def test_same_bytes_of_real_data(path: Path) -> None:
+    compare(path)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "rotation", "mirrored"),
+    [
+        ("0", 0, False),
+        ("90", 270, False),
+        ("180", 180, False),
+        ("270", 90, False),
+        ("mirrored", 0, True),
+        ("flipped", 180, True),
+    ],
+)
+def test_turns_and_mirrors_are_said(matrix: str, rotation: int, mirrored: bool, tmp_path: Path) -> None:
+    make(tmp_path / "a.mp4", Recipe("mp4", "libx264", X264, matrix=matrix))
+    info = decode_clip(tmp_path / "a.mp4", SAMPLINGS[0]).info
+    assert (info.rotation, info.mirrored) == (rotation, mirrored)
+    assert (info.width, info.height) == ((48, 64) if rotation % 180 else (64, 48))
+    assert len(info.warnings) == (matrix != "0")
