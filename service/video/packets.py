@@ -9,6 +9,7 @@ from av.container import InputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
 
+from service.video.probe import demux
 from service.video.timeline import Timeline
 
 Fetch = Callable[[int, bool], Packet]
@@ -27,14 +28,13 @@ class UnforeseenError(Exception):
 
 def in_order(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
     """Every packet that holds something, as far as the file can be read."""
-    packets = iter(container.demux(stream))
+    packets = demux(container, stream)
     while True:
         try:
             packet = next(packets)
         except (StopIteration, av.error.FFmpegError):  # the timeline has noted it
             return
-        if packet.size:
-            yield packet
+        yield packet
 
 
 def by_number(container: InputContainer, stream: VideoStream, timeline: Timeline) -> Fetch:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
 import av.error
 from av.container import InputContainer
+from av.packet import Packet
 from av.video.stream import VideoStream
 
 from service.errors import NotAVideo, NoVideoStream, StartError, UndecodableVideo
@@ -91,6 +94,8 @@ def open_video(source: Path | int, bounds: Bounds) -> InputContainer:
     try:
         # The white lists hold whatever the name is: it can choose neither a playlist demuxer nor a network protocol.
         container = av.open(name, options=options, metadata_errors="replace")
+    except MemoryError:
+        raise
     except (av.error.FFmpegError, ValueError) as error:
         # FFmpeg calls it an invalid argument where it knows the format and the white list leaves it out.
         got = "" if isinstance(error, av.error.ArgumentError) else ", or one that is incomplete or broken"
@@ -139,6 +144,15 @@ def _prominence(stream: VideoStream) -> tuple[bool, bool, int, int]:
     known = stream.codec_context is not None
     area = stream.width * stream.height if known else 0
     return known, bool(stream.disposition & stream.disposition.default), area, -stream.index
+
+
+def demux(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
+    """The stream's packets, but for empty ones.
+
+    PyAV ends in an IndexError where other streams turned up on the way: it seeks them among those of the start.
+    """
+    with contextlib.suppress(IndexError):
+        yield from (packet for packet in container.demux(stream) if packet.size)
 
 
 def reason(error: Exception) -> str:

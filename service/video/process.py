@@ -28,13 +28,14 @@ from typing import Any
 
 import av.error
 import av.logging
-import av.subtitles.stream  # PyAV imports it at its first need, and then no file can be opened
+import av.subtitles.codeccontext  # PyAV imports these two at their first need, when no file can be opened any more
+import av.subtitles.stream
 import numpy as np
 
 from service.errors import BY_CODE, NotAVideo, RequestError, StartError, TooMuchMemory, UndecodableVideo
 from service.video.bounds import Bounds
 from service.video.decode import Clip, ClipInfo, decode_clip
-from service.video.probe import check_ffmpeg, open_video, video_stream
+from service.video.probe import check_ffmpeg, demux, open_video, video_stream
 from service.video.sampling import Sampling
 from service.video.sandbox import Layer, Limits, Mode, enter
 
@@ -298,13 +299,15 @@ def _why_undecodable(descriptor: int, bounds: Bounds) -> RequestError | None:
             contextlib.suppress(av.error.FFmpegError),
             open_video(descriptor, bounds) as container,
         ):
-            for packet in itertools.islice(container.demux(video_stream(container, bounds)), FEW_PACKETS):
+            for packet in itertools.islice(demux(container, video_stream(container, bounds)), FEW_PACKETS):
                 with contextlib.suppress(av.error.FFmpegError):
                     packet.decode()
         messages = [message for _, _, message in said]
         bounds.check_words(messages)
     except RequestError as error:
         return error
+    except Exception:
+        return None  # what went wrong at the first look is known already
     finally:
         av.logging.set_level(None)
     return TooMuchMemory(_LESS_MEMORY) if any(map(_NO_BUFFER.search, messages)) else None

@@ -14,7 +14,7 @@ from av.video.stream import VideoStream
 from service.errors import UndecodableVideo
 from service.video.bitstream import Nature, nature_reader
 from service.video.bounds import Bounds
-from service.video.probe import reason
+from service.video.probe import demux, reason
 
 HELD_BYTES = 8 << 20
 """Packets up to this size together stay in memory. Of a larger stream, those that are needed are read a second time:
@@ -85,14 +85,12 @@ def read_timeline(container: InputContainer, stream: VideoStream, bounds: Bounds
     num_bytes = last_duration = 0
     doubt, broken = "", False
     try:
-        for packet in container.demux(stream):
-            if not (size := packet.size):
-                continue
+        for packet in demux(container, stream):
             if packet.is_discard:
                 discarded.add(len(natures))
             pts.append(packet.pts)
             dts.append(packet.dts)
-            places.append((packet.pos, size))
+            places.append((packet.pos, packet.size))
             natures.append(nature_of(packet))
             bounds.check_count(len(natures))
             if packet.duration:
@@ -101,7 +99,7 @@ def read_timeline(container: InputContainer, stream: VideoStream, bounds: Bounds
             for data in packet.iter_sidedata():
                 if data.data_type in _STATE_IN_PACKETS and len(natures) > 1:
                     doubt = "parameters change on the way"
-            num_bytes += size
+            num_bytes += packet.size
             if held is not None:
                 held.append(packet)
                 if num_bytes > HELD_BYTES:

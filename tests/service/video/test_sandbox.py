@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import json
 import os
@@ -299,6 +300,16 @@ def test_a_decoder_holds_nothing_but_its_channel_and_its_memory() -> None:
 
     kinds = sorted({name.split(":")[0].split("psm")[0] for name in asyncio.run(with_decoder())})
     assert kinds == ["/dev/null", "/dev/shm/", "socket"]
+
+
+def test_nothing_is_left_to_be_imported() -> None:
+    """A decoder cannot open files, so what PyAV imports only when it is needed must be there from the start."""
+    script = (
+        "import sys, pkgutil, av, service.video.process;"
+        "print([m.name for m in pkgutil.walk_packages(av.__path__, 'av.') if m.name not in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert set(ast.literal_eval(done.stdout)) <= {"av.__main__", "av.datasets", "av.subtitles.subtitle"}
 
 
 def test_the_service_says_what_is_enforced(models: Path, caplog: pytest.LogCaptureFixture) -> None:
