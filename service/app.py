@@ -12,7 +12,7 @@ from service.engine.classifier import Classifier
 from service.errors import MethodNotAllowed, RequestError
 from service.metrics import Metrics
 from service.middleware import Observe
-from service.routes import classify, health, metrics, model, openapi, problem
+from service.routes import classify, health, metrics, model, openapi, problem, v2
 from service.routes.upload import check_spool
 from service.settings import Settings
 
@@ -43,9 +43,10 @@ def create_app(settings: Settings) -> FastAPI:
         generate_unique_id_function=lambda route: route.name,
         responses=problem.problems(MethodNotAllowed, RequestError),
         lifespan=lifespan,
+        redirect_slashes=False,
         redoc_url=None,
     )
-    for part in (classify, model, health, metrics):
+    for part in (classify, model, health, metrics, v2):
         app.include_router(part.router)
     problem.install(app)
     openapi.install(app, settings.max_upload_bytes)

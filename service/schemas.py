@@ -205,3 +205,10 @@ class Problem(_Body):
     """`urn:ttvideo:request:` and the request's id."""
     request_id: str
     """As in the header X-Request-ID and in the service's log."""
+
+
+class InferenceError(_Body):
+    """Every answer under /v2 other than 200."""
+
+    error: str
+    """What was expected, and what came."""

@@ -36,8 +36,8 @@ class Entry:
     name: str
     version: str
     statistics: Statistics
-    state: State = "LOADING"
-    reason: str = ""
+    state: State = "UNAVAILABLE"
+    reason: str = "not loaded"
     """Why it is not there; or, while it is, why the file that lies in its place now was not taken."""
     model: Model | None = None
 
@@ -80,7 +80,7 @@ class Repository:
         self._entries: dict[str, dict[str, Entry]] = {}
         for (name, version), path in files.items():
             entry = self._entry(name, version)
-            entry.model, entry.state = self._make(entry, self._open(name, version, path)), "READY"
+            entry.model, entry.state, entry.reason = self._make(entry, self._open(name, version, path)), "READY", ""
         largest = max(
             (m.session.clip_manifest().sampling.clip_bytes for m in self.models if not m.clip_fault), default=0
         )
@@ -128,6 +128,12 @@ class Repository:
     def is_default(self, model: Model) -> bool:
         name, version = self._default
         return model.name == name and model.version == (version or self.find(name).version)
+
+    async def index(self) -> list[Entry]:
+        """`entries`, with what lies in the folders by now."""
+        for name, version in await asyncio.to_thread(self._files):
+            self._entry(name, version)
+        return self.entries
 
     def find(self, name: str | None = None, version: str | None = None) -> Model:
         """The model asked for; the default without a name, the latest without a version.
@@ -200,7 +206,7 @@ class Repository:
                 entry.reason = ""
                 return
             if entry.model is None:
-                entry.state = "LOADING"
+                entry.state, entry.reason = "LOADING", ""
             session = await asyncio.to_thread(self._open, entry.name, entry.version, path)
             if not (model := self._make(entry, session)).clip_fault:
                 wanted = session.clip_manifest().sampling.clip_bytes

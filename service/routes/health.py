@@ -24,12 +24,16 @@ async def livez() -> Health:
 @router.head("/readyz", include_in_schema=False)
 async def readyz(request: Request) -> Health:
     """Every model is warm, a decoder lives, and no shutdown has begun."""
-    classifier: Classifier = request.app.state.classifier
+    check_ready(request.app.state.classifier)
+    return Health(status="ready")
+
+
+def check_ready(classifier: Classifier) -> None:
+    """Raise NotReady with the reason where clips cannot be taken."""
     if not classifier.ready:
         raise NotReady("the service is shutting down" if classifier.admission.draining else "the service is starting")
     if not classifier.pool.num_alive:
         raise NotReady("no decoder process lives; new ones are being started", retry_after_s=1.0)
-    return Health(status="ready")
 
 
 @router.get("/")

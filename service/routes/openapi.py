@@ -7,16 +7,24 @@ from typing import Any
 from fastapi import FastAPI
 
 from service.errors import UploadTooLarge
-from service.schemas import Problem
+from service.routes.problem import MEDIA_TYPE, is_v2
+from service.routes.v2.schemas import IndexRequest, InferenceRequest
+from service.schemas import InferenceError, Problem
 from service.video.probe import CONTAINERS
 
 DESCRIPTION = """\
 Upload a video of at most {max_upload_bytes} bytes ({mebibytes:g} MiB), as one of {containers}.
 
-Errors are problems of RFC 9457 with a stable `code`. Every answer carries an X-Request-ID: the request's own, where it
+Errors are problems of RFC 9457 with a stable `code`; under /v2, which is the Open Inference Protocol, they are its
+`{{"error": ...}}`. Every answer carries an X-Request-ID: the request's own, where it
 is harmless, else a new one; the service's log holds a line under it.
 """
 _REQUEST_ID = {"description": "The request's id, as in the service's log.", "schema": {"type": "string"}}
+_READ_BY_HAND = (Problem, InferenceError, InferenceRequest, IndexRequest)
+"""What FastAPI does not see, since the routes read or write it themselves."""
+_NEVER_ANSWERED = ("HTTPValidationError", "ValidationError")
+"""What FastAPI says of every path with a name in it. Any name is a string, so it cannot be."""
+_V2_ERROR = {"application/json": {"schema": {"$ref": "#/components/schemas/InferenceError"}}}
 
 
 def description(max_upload_bytes: int) -> str:
@@ -34,12 +42,21 @@ def install(app: FastAPI, max_upload_bytes: int) -> None:
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             schema = describe()
-            schema["components"]["schemas"]["Problem"] = Problem.model_json_schema()
-            for path in schema["paths"].values():
-                for operation in path.values():
+            components = schema["components"]["schemas"]
+            for kind in _READ_BY_HAND:
+                described = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+                components |= described.pop("$defs", {}) | {kind.__name__: described}
+            for name in _NEVER_ANSWERED:
+                components.pop(name, None)
+            for path, operations in schema["paths"].items():
+                for operation in operations.values():
+                    if is_v2(path) and _NEVER_ANSWERED[0] in str(operation["responses"].get("422")):
+                        del operation["responses"]["422"]
                     for status, answer in operation["responses"].items():
+                        if is_v2(path) and MEDIA_TYPE in answer.get("content", {}):
+                            answer["content"] = _V2_ERROR
                         answer.setdefault("headers", {})["X-Request-ID"] = _REQUEST_ID
-                        if status == str(UploadTooLarge.status):
+                        if status == str(UploadTooLarge.status) and not is_v2(path):
                             answer["description"] += f" The limit is {max_upload_bytes} bytes."
         return app.openapi_schema or {}
 

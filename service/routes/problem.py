@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 problem+json: how they are answered, and how a route says which it has."""
+"""Errors as RFC 9457 problem+json, or under /v2 as its protocol has them: how they are answered and described."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from service.errors import InvalidParameter, MethodNotAllowed, NotFound, NotReady, RequestError
-from service.schemas import Problem
+from service.schemas import InferenceError, Problem
 
 MEDIA_TYPE = "application/problem+json"
 CLIENT_GONE = 499
@@ -68,6 +68,9 @@ def problem(
     request: Request, status: int, code: str, title: str, detail: str, headers: Mapping[str, str] | None = None
 ) -> Response:
     request.state.code = code
+    kind = _Refusal if _expects_more(request) else Response
+    if is_v2(request.url.path):
+        return kind(InferenceError(error=detail).model_dump_json(), status, headers, "application/json")
     request_id = getattr(request.state, "request_id", "")
     body = Problem(
         type=f"urn:ttvideo:error:{code}",
@@ -78,8 +81,12 @@ def problem(
         instance=f"urn:ttvideo:request:{request_id}",
         request_id=request_id,
     )
-    kind = _Refusal if _expects_more(request) else Response
     return kind(body.model_dump_json(), status, headers, MEDIA_TYPE)
+
+
+def is_v2(path: str) -> bool:
+    """Whether a path belongs to the Open Inference Protocol, whose errors have a form of their own."""
+    return path == "/v2" or path.startswith("/v2/")
 
 
 def _expects_more(request: Request) -> bool:

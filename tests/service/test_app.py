@@ -109,6 +109,12 @@ def test_openapi_leaves_nothing_unsaid(service: Service) -> None:
         "readyz",
         "index",
         "metrics",
+        *("server_metadata", "server_live", "server_ready", "all_statistics"),
+        *("model_metadata", "model_config", "model_ready", "model_statistics"),
+        *("model_version_metadata", "model_version_config", "model_version_ready", "model_version_statistics"),
+        *("infer", "infer_version", "repository_index", "repository_load", "repository_unload"),
+        *("log_settings", "update_log_settings", "trace_settings", "update_trace_settings"),
+        *("model_trace_settings", "update_model_trace_settings"),
     }
     for operation in operations:
         assert {"200", "405", "500"} <= set(operation["responses"])
