@@ -31,6 +31,7 @@ import av.logging
 import av.subtitles.codeccontext  # PyAV imports these two at their first need, when no file can be opened any more
 import av.subtitles.stream
 import numpy as np
+from pydantic import TypeAdapter
 
 from service.errors import BY_CODE, NotAVideo, RequestError, StartError, TooMuchMemory, UndecodableVideo
 from service.video.bounds import Bounds
@@ -49,6 +50,8 @@ FEW_PACKETS = 4
 _NO_BUFFER = re.compile(r"get_buffer\(\) failed|allocate memory")
 """FFmpeg's words for a picture that there is no memory for."""
 _LESS_MEMORY = "expected a video that can be decoded in the memory that a decoder has"
+
+_INFO = TypeAdapter(ClipInfo)
 
 # A process forked from a small server that has FFmpeg loaded already starts in milliseconds.
 _method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
@@ -154,9 +157,7 @@ class Decoder:
             if "traceback" in reply:
                 log.warning("decoding failed in an unforeseen way\n%s", reply["traceback"])
             raise BY_CODE[reply["error"]](reply["detail"])
-        facts: dict[str, Any] = reply["info"]
-        lists: dict[str, Any] = {name: tuple(fact) for name, fact in facts.items() if isinstance(fact, list)}
-        info = ClipInfo(**facts | lists)
+        info = _INFO.validate_python(reply["info"])
         return Clip(np.ndarray(sampling.clip_shape, np.uint8, self._slot.buf).copy(), info)
 
     def _hand_over(self, path: Path, line: bytes) -> None:

@@ -130,7 +130,7 @@ class DecodePool:
             raise
         except TimeoutError:
             raise DeadlineExceeded(f"decoding was not done {time.monotonic() - asked:.1f} s after the upload") from None
-        except (OSError, EOFError, ValueError, LookupError, TypeError):
+        except (OSError, EOFError, ValueError, LookupError, TypeError, RecursionError):
             # It is gone, or what it says makes no sense: then it is not to be trusted with anything any more.
             decoder.kill()
             raise DecoderCrashed(await decoder.last_words()) from None

@@ -20,13 +20,16 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import av
 import numpy as np
 
 from service.errors import DeadlineExceeded, DecoderCrashed, RequestError
-from service.video import Sampling, decode_clip
+from service.video import Sampling, decode_clip, process
 from service.video.process import Policy, _usage
 from service.video.workers import DecodePool
 from ttmodels.data.encode import PIXEL_FORMATS
@@ -160,11 +163,21 @@ def fuzz(
         before = _belongings()
         began = time.monotonic()
         fuzzer = _Fuzzer(Path(folder), seeds, deadline_s, keep)
-        asyncio.run(fuzzer.run(iter(range(first, first + num_files)), num_workers, policy))
+        slots: set[str] = set()
+
+        def noted(**arguments: Any) -> SharedMemory:
+            slot = SharedMemory(**arguments)
+            slots.add(slot.name)
+            return slot
+
+        with mock.patch.object(process, "SharedMemory", noted):
+            asyncio.run(fuzzer.run(iter(range(first, first + num_files)), num_workers, policy))
         report = fuzzer.report
         report.duration_s = round(time.monotonic() - began, 1)
         if left := list(Path(folder).iterdir()):
             report.faults.append(f"files were left behind: {left}")
+        if held := [name for name in slots if Path("/dev/shm", name).exists()]:
+            report.faults.append(f"shared memory was left behind: {held}")
         for kind, count in _belongings().items():
             if count > before[kind]:
                 report.faults.append(f"{kind}: {before[kind]} before, {count} after")
@@ -261,7 +274,6 @@ def _belongings() -> dict[str, int]:
     """What this process holds, where there is a /proc."""
     return {
         "descriptors": sum(1 for _ in _entries("/proc/self/fd")),
-        "shared memory": sum(1 for entry in _entries("/dev/shm") if entry.name.startswith("psm_")),
         "decoder processes": sum(1 for entry in _entries("/proc") if _is_decoder(entry)),
     }
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import av
@@ -16,7 +18,7 @@ import pytest
 
 from service.errors import DeadlineExceeded, DecoderCrashed, NotAVideo, StartError
 from service.settings import Settings
-from service.video import Sampling, decode_clip, process, workers
+from service.video import ClipInfo, Sampling, decode_clip, process, workers
 from service.video.process import Policy
 from service.video.workers import DecodePool
 from tests.service.conftest import PATIENCE_S, eventually, lives, running, wait_until
@@ -162,15 +164,34 @@ def test_a_cancelled_request_frees_its_place_at_once(clips: dict[str, Path]) -> 
     assert with_pool(test).num_replaced == 1
 
 
-@pytest.mark.parametrize("reply", [{}, {"info": {}}, {"info": {"times_s": 3, "warnings": []}}, {"error": "?"}, [], 7])
-def test_a_worker_that_talks_nonsense_is_not_trusted(reply: object, monkeypatch: pytest.MonkeyPatch) -> None:
+INFO = ClipInfo("mp4", "h264", 64, 48, 1.0, None, 6, 0, False, (0.0,) * 6, (0.0,) * 6, True, ())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"{}",
+        b"[]",
+        b"7",
+        b"",
+        b"no JSON",
+        b"\xff",
+        b'{"error": "?"}',
+        b'{"info": {}}',
+        b"[" * 100_000,
+        json.dumps({"info": asdict(INFO) | {"width": "wide"}}).encode(),
+        json.dumps({"info": asdict(INFO) | {"times_s": 3}}).encode(),
+    ],
+    ids=lambda line: line[:40].decode("ascii", "replace"),
+)
+def test_a_worker_that_talks_nonsense_is_not_trusted(line: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     async def test(pool: DecodePool) -> None:
         (decoder,) = pool._decoders
 
-        async def nonsense() -> object:
-            return reply
+        async def nonsense() -> bytes:
+            return line + b"\n"
 
-        monkeypatch.setattr(decoder, "_reply", nonsense)
+        monkeypatch.setattr(decoder._reader, "readline", nonsense)
         with pytest.raises(DecoderCrashed):
             await pool.decode(Path("/dev/null"), SAMPLING, soon())
 
