@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -85,7 +86,14 @@ class Classifier:
         await self.pool.close()
 
     async def classify(
-        self, path: Path, model: Model, *, top_k: int, upload_bytes: int, upload_s: float = 0.0
+        self,
+        path: Path,
+        model: Model,
+        *,
+        top_k: int,
+        upload_bytes: int,
+        upload_s: float = 0.0,
+        sampling: Literal["keyframes"] | None = None,
     ) -> Classification:
         """Classify one video file.
 
@@ -93,13 +101,15 @@ class Classifier:
             model: from `repository.use`, within its block.
             top_k: from `check_top_k`.
             upload_bytes, upload_s: what came before, for the answer.
+            sampling: another policy than the model's own.
 
         Raises:
             RequestError: anything from `service.errors` that the file or the load gives rise to.
         """
         started = time.monotonic()
         deadline = started + self.settings.deadline_s
-        decoded = await self.pool.decode(path, model.session.clip_manifest().sampling, deadline)
+        frames = model.session.clip_manifest().sampling
+        decoded = await self.pool.decode(path, frames.at_keyframes() if sampling else frames, deadline)
         self.metrics.frames_decoded.inc(len(decoded.clip.frames))
         infer_started = time.monotonic()
         inference = await model.classify(decoded.clip.frames, deadline)

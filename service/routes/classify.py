@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 
@@ -82,6 +82,14 @@ async def classify(
     top_k: Annotated[int | None, Query(ge=1, description="How many labels; 5 or all without it.")] = None,
     model: Annotated[str | None, Query(description="A model's name; the default model without it.")] = None,
     version: Annotated[str | None, Query(description="A model's version; the latest without it.")] = None,
+    sampling: Annotated[
+        Literal["keyframes"] | None,
+        Query(
+            description="`keyframes` takes keyframes, spread over the clip, instead of the frames that the model was "
+            "trained to see: a quick answer for a very long clip, and not an exact one (`clip.exact` is false). "
+            "Without it the model's own sampling holds."
+        ),
+    ] = None,
 ) -> Response:
     """Classify a video clip."""
     classifier: Classifier = request.app.state.classifier
@@ -100,6 +108,7 @@ async def classify(
                 upload.path,
                 chosen,
                 top_k=num_labels,
+                sampling=sampling,
                 upload_s=upload.receive_s,
                 upload_bytes=upload.num_bytes,
             )

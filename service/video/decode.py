@@ -74,8 +74,8 @@ def decode_clip(
         sampling: which frames, and their form.
         out: uint8 [time, height, width, 3] to write to; a new array without it.
         bounds: how large the video may be.
-        threads: of the decoder. One is best where other clips wait; all cores speed up a large video alone, unless it is
-            one of which everything must be decoded.
+        threads: of the decoder. One is best where other clips wait; all cores speed up a large video alone, where not
+            all of it must be decoded.
 
     Raises:
         PictureTooLarge, VideoTooLong, TooManyFrames, TooManyStreams: it is larger than `bounds`.

@@ -74,6 +74,11 @@ class Sampling(BaseModel):
             )
         return self
 
+    def at_keyframes(self) -> Self:
+        """As many frames in the same form, but keyframes spread over the clip."""
+        others = {name: None for names in _PARAMETERS.values() for name in names}
+        return self.model_copy(update={"policy": "keyframes", **others})
+
     @property
     def clip_shape(self) -> tuple[int, int, int, int]:
         """[time, height, width, channel]."""

@@ -54,6 +54,8 @@ class Oracle:
         assert [step["time_s"] for step in answer["over_time"]] == list(info.times_s)
         facts = answer["clip"]
         assert facts["times_s"] == list(info.times_s)
+        assert facts["pts_s"] == list(info.pts_s)
+        assert (facts["exact"], facts["mirrored"]) == (info.exact, info.mirrored)
         assert facts["num_frames_used"] == len(set(info.times_s))
         assert facts["upload_bytes"] == video.stat().st_size
         assert facts["warnings"] == list(info.warnings)
@@ -144,3 +146,12 @@ def test_the_answer_says_which_model_where_and_how_long(service: Service, clips:
     assert all(spent >= 0 for spent in times.values())
     assert times["decode"] > 0
     assert stages <= times["total"] + 0.01
+
+
+def test_keyframes_are_a_quick_answer_that_says_so(service: Service, oracle: Oracle, clips: dict[str, Path]) -> None:
+    answer = service.post(clips["red"], params={"sampling": "keyframes"}).json()
+    assert answer["clip"]["exact"] is False
+    assert answer["clip"]["times_s"] == [0.0] * oracle.manifest.sampling.num_frames  # it has one keyframe
+    assert service.post(clips["red"]).json()["clip"]["exact"] is True
+    refused = service.post(clips["red"], params={"sampling": "some"})
+    assert (refused.status_code, refused.json()["code"]) == (422, "invalid_parameter")
