@@ -249,7 +249,8 @@ def _serve(channel: socket.socket, slot_name: str, policy: Policy) -> None:
 
 def _close_pipes() -> None:
     """They lead to the server that forked this process, and to the one that unlinks forgotten shared memory."""
-    for descriptor in [int(entry.name) for entry in Path("/dev/fd").iterdir()]:
+    listing = Path("/dev/fd")
+    for descriptor in [int(entry.name) for entry in listing.iterdir()] if listing.exists() else []:
         with contextlib.suppress(OSError):  # the listing's own
             if descriptor > 2 and stat.S_ISFIFO(os.fstat(descriptor).st_mode):
                 os.close(descriptor)
