@@ -28,7 +28,7 @@ def parse(body: bytes, json_length: str | None) -> tuple[InferenceRequest, memor
     """
     length = len(body)
     if json_length is not None:
-        if not json_length.isdecimal() or int(json_length) > length:
+        if not json_length.isdecimal() or len(json_length) > len(str(length)) or int(json_length) > length:
             raise InvalidInference(
                 f"Inference-Header-Content-Length: expected at most the body's {length} bytes, got {json_length}"
             )
@@ -140,4 +140,5 @@ def _from_json(name: str, data: Any, dtype: np.dtype, count: int) -> np.ndarray:
         raise InvalidInference(f"{name}: expected {count} numbers, got {found.size}")
     if dtype.kind in "iu" and (found.min() < np.iinfo(dtype).min or found.max() > np.iinfo(dtype).max):
         raise InvalidInference(f"{name}: expected numbers that fit {dtype.name}, got {found.min()} to {found.max()}")
-    return found.astype(dtype)
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite
+        return found.astype(dtype)

@@ -197,3 +197,43 @@ def test_closing_answers_what_was_accepted_and_takes_no_more() -> None:
         assert [answer.logits[0] for answer in await asyncio.gather(first, *requests)] == list(range(7))
 
     with_batcher(test)
+
+
+def test_a_long_clip_does_not_make_a_batch_of_padding() -> None:
+    async def test(batcher: Batcher, model: Model) -> None:
+        first = await held(batcher, model)
+        requests = [asyncio.create_task(batcher.infer(clip(1, steps), soon())) for steps in (2, 2, 9, 2, 2)]
+        await asyncio.sleep(0)
+        model.gate.set()
+        await asyncio.gather(first, *requests)
+
+    model = with_batcher(test, max_frames=8)
+    assert [frames.shape[:2] for frames, _ in model.batches] == [(1, 2), (2, 2), (1, 9), (2, 2)]
+
+
+def test_frames_that_do_not_count_are_padding() -> None:
+    async def test(batcher: Batcher, model: Model) -> None:
+        frames = np.concatenate([clip(1, 2), clip(9, 3)])
+        answer = await batcher.infer(frames, soon(), length=2)
+        np.testing.assert_array_equal(answer.logits, [1, 1, 1])
+        assert answer.logits_over_time.shape == (5, 3)
+
+    model = with_batcher(test)
+    np.testing.assert_array_equal(model.batches[0][1], [2])
+
+
+def test_where_the_time_went() -> None:
+    seen: list[tuple[int, float, float]] = []
+
+    async def test(batcher: Batcher, model: Model) -> None:
+        first = await held(batcher, model)
+        second = asyncio.create_task(batcher.infer(clip(1), soon()))
+        await asyncio.sleep(0.05)
+        model.gate.set()
+        held_up, waited = await first, await second
+        assert held_up.run_s >= 0.05 <= waited.queue_s
+        assert waited.gather_s >= 0 <= waited.run_s
+
+    with_batcher(test, observe_batch=lambda *spent: seen.append(spent))
+    assert [size for size, _, _ in seen] == [1, 1]
+    assert seen[0][2] >= 0.05

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from service.engine.repository import Repository, version_key
-from service.errors import InvalidModel, StartError, UnknownModel
+from service.errors import InvalidModel, ModelRefused, NotReady, StartError, UnknownModel
 from service.settings import Settings
 from tests.service import onnx_models
+from tests.service.conftest import PATIENCE_S, eventually
 
 
 def lay(folder: Path, *names: str) -> Path:
@@ -128,3 +132,55 @@ def test_folders_and_manifest_must_agree(tmp_path: Path) -> None:
     (tmp_path / "models/a/1").rename(tmp_path / "models/a/2")
     with pytest.raises(InvalidModel, match="expected a manifest that says a/2, as its folders do, got a/1"):
         repository(tmp_path)
+
+
+def test_what_is_in_use_stays_until_it_is_not(tmp_path: Path) -> None:
+    served = repository(tmp_path, own=("a/1",))
+
+    async def run() -> None:
+        await served.start()
+        old = served.find("a")
+        with served.use("a") as held:
+            assert held is old
+            about = onnx_models.manifest(name="a", num_frames=2, height=8, width=8, temperature=3.0)
+            onnx_models.save(tmp_path / "models", onnx_models.colours(about), about)
+            await served.load("a")
+            assert served.find("a") is not old
+            frames = np.zeros((2, 8, 8, 3), np.uint8)
+            assert (await held.classify(frames, time.monotonic() + PATIENCE_S)).batch_size == 1
+            assert served._retiring
+        await eventually(lambda: not served._retiring)
+        with pytest.raises(NotReady, match="the model is being closed"):
+            await old.classify(frames, time.monotonic() + PATIENCE_S)
+        kept = served.find("a")
+        await served.load("a")  # nothing is new
+        assert served.find("a") is kept
+        await served.unload("a")
+        await served.close()
+        assert served.models == []
+
+    asyncio.run(run())
+
+
+def test_a_change_is_told_and_a_refusal_is_not(tmp_path: Path) -> None:
+    changes: list[int] = []
+    lay(tmp_path / "models", "a/1")
+    served = Repository(
+        Settings(models=tmp_path / "models", provider="cpu"), bundled=tmp_path, on_change=lambda: changes.append(1)
+    )
+
+    async def run() -> None:
+        await served.start()
+        (tmp_path / "models/a/1/model.onnx").write_bytes(b"")
+        with pytest.raises(ModelRefused, match=r"a/1/model\.onnx"):
+            await served.load("a")
+        assert (changes, served.entry(served.find("a")).state) == ([], "READY")
+        lay(tmp_path / "models", "a/2")
+        with pytest.raises(ModelRefused):  # a/1 is still broken, and a/2 is served nevertheless
+            await served.load("a")
+        assert (changes, name_of(served)) == ([1], "a/2")
+        with pytest.raises(UnknownModel, match=r"expected b/VERSION/model\.onnx under"):
+            await served.load("b")
+        await served.close()
+
+    asyncio.run(run())

@@ -14,6 +14,9 @@ import httpx
 import numpy as np
 import onnxruntime
 import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import given as given_by_hypothesis
+from hypothesis import strategies as st
 from tritonclient.http import InferenceServerClient, InferRequestedOutput, InferResult
 from tritonclient.utils import InferenceServerException
 
@@ -239,6 +242,44 @@ def test_bodies_that_are_broken(service: Service) -> None:
         url = f"{service.url}/v2/models/colours/infer"
         assert said in check_error(httpx.post(url, content=content, headers=headers), 400)
     assert "expected no more bytes behind the tensors, got 3" in check_error(raw(service, good, b"abc"), 400)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+TENSORS = st.fixed_dictionaries(
+    {},
+    optional={
+        "name": st.sampled_from(["frames", "lengths"]) | JSON,
+        "datatype": st.sampled_from(["UINT8", "INT32"]) | JSON,
+        "shape": st.sampled_from([[1, 1, 24, 32, 3], [1], [2**70, 1, 24, 32, 3]]) | JSON,
+        "data": st.sampled_from([[0] * 2304, [1]]) | JSON,
+        "parameters": st.dictionaries(st.sampled_from(["binary_data_size", "shared_memory_region"]), JSON) | JSON,
+    },
+)
+PARAMETERS = st.dictionaries(
+    st.sampled_from(["binary_data", "binary_data_output", "classification", "timeout", "sequence_id"]), JSON
+)
+OUTPUTS = st.lists(st.fixed_dictionaries({"name": st.sampled_from(["logits", "h"]) | JSON, "parameters": PARAMETERS}))
+
+
+@pytest.mark.slow
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given_by_hypothesis(
+    head=st.fixed_dictionaries(
+        {"inputs": st.just([FRAMES]) | st.lists(TENSORS, max_size=3) | JSON},
+        optional={"id": st.text() | JSON, "parameters": PARAMETERS | JSON, "outputs": OUTPUTS | JSON},
+    ),
+    length=st.none() | st.text("-0123456789", max_size=30),
+)
+def test_whatever_comes_is_answered(service: Service, head: dict[str, Any], length: str | None) -> None:
+    headers = {} if length is None else {"inference-header-content-length": length}
+    response = raw(service, head, **headers)
+    if response.status_code != 200:
+        assert response.status_code in (400, 504)  # a time-out of some microseconds is one that can be kept
+        assert list(response.json()) == ["error"]
 
 
 def test_a_bomb_is_stopped_while_it_unfolds(service: Service) -> None:
