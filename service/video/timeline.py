@@ -17,7 +17,7 @@ from service.video.bounds import Bounds
 from service.video.probe import demux, reason
 
 HELD_BYTES = 8 << 20
-"""Packets up to this size together stay in memory. Of a larger stream, those that are needed are read a second time:
+"""The packets of a file up to this size stay in memory. Of a larger one, those that are needed are read a second time:
 filling fresh memory takes as long as reading."""
 
 _NO_PRESENTATION_TIME = {"avi"}
@@ -60,7 +60,7 @@ class Timeline:
     natures: list[Nature]
     """Of each packet."""
     held: list[Packet] | None
-    """Each packet, where all of them fit into HELD_BYTES."""
+    """Each packet, where the file is not larger than HELD_BYTES."""
     doubt: str
     """Why it cannot be told which packets a picture needs; empty where it can."""
 
@@ -80,9 +80,9 @@ def read_timeline(container: InputContainer, stream: VideoStream, bounds: Bounds
     dts: list[int | None] = []
     places: list[tuple[int | None, int]] = []
     natures: list[Nature] = []
-    held: list[Packet] | None = []
+    held: list[Packet] | None = [] if 0 <= container.size <= HELD_BYTES else None
     discarded: set[int] = set()
-    num_bytes = last_duration = 0
+    last_duration = 0
     doubt, broken = "", False
     try:
         for packet in demux(container, stream):
@@ -99,11 +99,8 @@ def read_timeline(container: InputContainer, stream: VideoStream, bounds: Bounds
             for data in packet.iter_sidedata():
                 if data.data_type in _STATE_IN_PACKETS and len(natures) > 1:
                     doubt = "parameters change on the way"
-            num_bytes += packet.size
             if held is not None:
                 held.append(packet)
-                if num_bytes > HELD_BYTES:
-                    held = None
     except av.error.FFmpegError as error:
         notes.add(f"the file breaks off: {reason(error)}")
     else:
