@@ -147,10 +147,10 @@ class Decoder:
         # The other half is for the clip to come.
         return "cpu_time" if cpu_s > self._policy.limits.cpu_s / 2 else None
 
-    async def decode(self, path: Path, sampling: Sampling, limit_s: float) -> Clip:
-        """Decode in the process, which ends itself after `limit_s`."""
+    async def decode(self, path: Path, sampling: Sampling, limit_s: float, threads: int) -> Clip:
+        """Decode in the process, with so many threads; it ends itself after `limit_s`."""
         self.num_clips += 1
-        job = {"sampling": sampling.model_dump(), "limit_s": limit_s}
+        job = {"sampling": sampling.model_dump(), "limit_s": limit_s, "threads": threads}
         self._hand_over(path, json.dumps(job).encode() + b"\n")
         reply = await self._reply()
         if "error" in reply:
@@ -240,7 +240,7 @@ def _serve(channel: socket.socket, slot_name: str, policy: Policy) -> None:
                 break
             job = json.loads(line)
             signal.setitimer(signal.ITIMER_REAL, max(job["limit_s"], 0.001))
-            reply = _run(descriptors[0], Sampling.model_validate(job["sampling"]), slot, policy.bounds)
+            reply = _run(descriptors[0], Sampling.model_validate(job["sampling"]), slot, policy.bounds, job["threads"])
             signal.setitimer(signal.ITIMER_REAL, 0)
             os.close(descriptors[0])
             channel.sendall(json.dumps(reply).encode() + b"\n")
@@ -271,9 +271,10 @@ def _give_up(policy: Policy) -> list[Layer]:
     return layers
 
 
-def _run(descriptor: int, sampling: Sampling, slot: SharedMemory, bounds: Bounds) -> dict[str, Any]:
+def _run(descriptor: int, sampling: Sampling, slot: SharedMemory, bounds: Bounds, threads: int = 1) -> dict[str, Any]:
     try:
-        clip = decode_clip(descriptor, sampling, np.ndarray(sampling.clip_shape, np.uint8, slot.buf), bounds)
+        frames = np.ndarray(sampling.clip_shape, np.uint8, slot.buf)
+        clip = decode_clip(descriptor, sampling, frames, bounds, threads)
         return {"info": asdict(clip.info)}
     except UndecodableVideo as undecodable:
         error = _why_undecodable(descriptor, bounds) or undecodable

@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 GRACE_S = 1.0
 """Past a clip's deadline by this much a decoder ends itself, should the parent no longer be there to do it."""
 
+MAX_THREADS = 16
+"""Of one clip, which decodes on the cores of those decoders that have nothing to do; more gain nothing."""
+
 
 @dataclass(frozen=True)
 class Decoded:
@@ -120,10 +123,11 @@ class DecodePool:
         asked = time.monotonic()
         decoder = await self._take(deadline)
         taken = time.monotonic()
+        threads = min(MAX_THREADS, 1 + self.num_idle)
         healthy = False
         try:
             async with asyncio.timeout(deadline - taken):
-                clip = await decoder.decode(path, sampling, deadline - taken + GRACE_S)
+                clip = await decoder.decode(path, sampling, deadline - taken + GRACE_S, threads)
             healthy = True
         except RequestError:
             healthy = True

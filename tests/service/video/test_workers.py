@@ -18,7 +18,7 @@ import pytest
 
 from service.errors import DeadlineExceeded, DecoderCrashed, NotAVideo, StartError
 from service.settings import Settings
-from service.video import ClipInfo, Sampling, decode_clip, process, workers
+from service.video import Clip, ClipInfo, Sampling, decode_clip, process, workers
 from service.video.process import Policy
 from service.video.workers import DecodePool
 from tests.service.conftest import PATIENCE_S, eventually, lives, running, wait_until
@@ -212,6 +212,30 @@ def test_first_come_first_served(clips: dict[str, Path]) -> None:
 
     with_pool(test)
     assert order == [0, 1, 2] * 3
+
+
+def test_a_clip_alone_decodes_on_all_cores_and_one_among_others_on_its_own(
+    clips: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[int] = []
+    decode = process.Decoder.decode
+
+    async def noted(self: process.Decoder, path: Path, sampling: Sampling, limit_s: float, num_threads: int) -> Clip:
+        threads.append(num_threads)
+        clip = await decode(self, path, sampling, limit_s, num_threads)
+        np.testing.assert_array_equal(clip.frames, expected)
+        return clip
+
+    async def test(pool: DecodePool) -> None:
+        await pool.decode(clips["red"], SAMPLING, soon())
+        assert threads == [3]
+        threads.clear()
+        await asyncio.gather(*(pool.decode(clips["red"], SAMPLING, soon()) for _ in range(9)))
+        assert threads == [3, 2] + [1] * 7
+
+    expected = decode_clip(clips["red"], SAMPLING).frames
+    monkeypatch.setattr(process.Decoder, "decode", noted)
+    with_pool(test, num_workers=3)
 
 
 def test_giving_up_at_the_moment_of_one_s_turn_loses_no_decoder() -> None:
