@@ -13,6 +13,7 @@ import torch
 from exporters import activations, onnx_file, projection
 from exporters.builder import Builder, named, tensor
 from exporters.projection import Reading
+from exporters.report import parity
 from exporters.verify import TOLERANCE, difference, open_on_cpu
 from service import __version__
 from service.manifest import DataSet, Metrics, MLPManifest, Parity, TTLayer
@@ -102,11 +103,12 @@ def verify(model: MLPClassifier, onnx_bytes: bytes, *, tolerance: float, source:
     """Largest absolute difference of logits over BATCHES, on noise.
 
     Raises:
-        ParityError: a difference above `tolerance`, a wrong shape, or something that is not a number.
+        ParityError: a difference above `tolerance` as `exporters.verify` has it, a wrong shape, or something that is
+            not a number.
     """
     session = open_on_cpu(onnx_bytes)
     rng = np.random.default_rng(0)
-    worst = 0.0
+    worst = largest = 0.0
     for batch in BATCHES:
         shape = (batch, *model.config.input_shape)
         if model.reads_images:
@@ -116,7 +118,9 @@ def verify(model: MLPClassifier, onnx_bytes: bytes, *, tolerance: float, source:
         (got,) = session.run(["logits"], {session.get_inputs()[0].name: given})
         want = model(torch.from_numpy(given)).numpy()
         worst = max(worst, difference(np.asarray(got), want, tolerance, f"{source}: logits at batch {batch}"))
-    return Parity(max_abs_error=worst, tolerance=tolerance, sizes=tuple((batch,) for batch in BATCHES))
+        largest = max(largest, float(np.abs(want).max()))
+    sizes = tuple((batch,) for batch in BATCHES)
+    return Parity(max_abs_error=worst, largest_logit=largest, tolerance=tolerance, sizes=sizes)
 
 
 def report(manifest: MLPManifest, path: Path) -> str:
@@ -134,8 +138,7 @@ def report(manifest: MLPManifest, path: Path) -> str:
     ]
     lines += [
         f"size        {manifest.num_parameters:,} parameters; dense is {manifest.compression:,.1f} times larger",
-        f"parity      largest difference to torch {manifest.parity.max_abs_error:.2g} "
-        f"(at most {manifest.parity.tolerance:g}) at {len(manifest.parity.sizes)} sizes of the batch",
+        parity(manifest.parity, "the batch"),
     ]
     lines += [f"accuracy    {m.accuracy:.4f} on {m.num_clips} of {m.split}" for m in manifest.metrics]
     return "\n".join(lines)

@@ -51,10 +51,10 @@ def compare(graph: bytes, fp32: bytes, clips: DecodedClips | None, manifest: Man
     found: list[np.ndarray] = []
     targets: list[np.ndarray] = []
     for frames, labels in batches:
-        said = [session.run(["logits"], feeds(session, frames))[0] for session in sessions]
-        found.append(np.stack([probabilities(np.asarray(logits), manifest) for logits in said]))
+        found.append(np.stack([np.asarray(one.run(["logits"], feeds(one, frames))[0]) for one in sessions]))
         targets += [] if labels is None else [labels]
-    both = np.concatenate(found, axis=1)
+    logits = np.concatenate(found, axis=1)
+    both = np.stack([probabilities(of_one, manifest) for of_one in logits])
     chosen = both.argmax(-1)
     right = [float(value) for value in (chosen == np.concatenate(targets)).mean(-1)] if targets else [None, None]
     return PrecisionReport(
@@ -62,6 +62,7 @@ def compare(graph: bytes, fp32: bytes, clips: DecodedClips | None, manifest: Man
         num_clips=both.shape[1],
         label_agreement=float((chosen[0] == chosen[1]).mean()),
         max_probability_difference=float(np.abs(both[0] - both[1]).max()),
+        max_logit_difference=float(np.abs(logits[0] - logits[1]).max()),
         accuracy=right[0],
         accuracy_fp32=right[1],
     )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from service.manifest import Contraction, Manifest, TimedPlan
+from exporters.tune import NOISE
+from service.manifest import Contraction, Manifest, Parity, TimedPlan
 
 
 def report(manifest: Manifest, path: Path) -> str:
     """Lines of name and value, from the file's own manifest."""
     a, c, s = manifest.architecture, manifest.contraction, manifest.sampling
     saved = a.compression
+    weights = "" if manifest.precision == "fp32" else f" with the weights as rounded to {manifest.precision}"
     lines = [
         f"wrote       {path}, {path.stat().st_size / 1024:,.0f} KiB, opset {manifest.opset}, {manifest.precision}",
         f"model       {manifest.name} version {manifest.version}, {len(manifest.labels)} classes",
@@ -22,21 +24,44 @@ def report(manifest: Manifest, path: Path) -> str:
         f"plan        {_plan(c)}, {c.flops_per_frame / 1e6:,.1f} MFLOP a frame, for {c.target}",
         f"            {c.measured_on}",
         *(f"            {timed.milliseconds:8.3f} ms a clip by {_plan(timed)}" for timed in c.measured),
-        f"parity      largest difference to torch {manifest.parity.max_abs_error:.2g} "
-        f"(at most {manifest.parity.tolerance:g}) at {len(manifest.parity.sizes)} sizes of batch and time",
+        *_why_not_the_fastest(c),
+        parity(manifest.parity, "batch and time", weights),
     ]
     if (p := manifest.precision_report) is not None:
         accuracy = "" if p.accuracy is None else f", accuracy {p.accuracy:.4f} (fp32 {p.accuracy_fp32:.4f})"
         lines += [
             f"precision   {manifest.precision} against fp32: the same label on {p.label_agreement:.2%}, probabilities "
-            f"differ by at most {p.max_probability_difference:.2g}{accuracy}",
+            f"differ by at most {p.max_probability_difference:.2g}, logits by {p.max_logit_difference:.2g}{accuracy}",
             f"            on {p.num_clips} clips ({p.clips})",
         ]
+    if (manifest.precision, c.target) == ("fp16", "cpu"):
+        lines.append(
+            "note        fp16 is for a GPU (--target cuda) and for a smaller file: ONNX Runtime's CPU computes it in "
+            "fp32, and takes longer than for an fp32 file"
+        )
     for state in manifest.states:
         shape = ", ".join(map(str, ("batch", *state.shape)))
         lines.append(f"state       {state.input} -> {state.output}, {state.dtype} [{shape}]")
     lines += [f"accuracy    {m.accuracy:.4f} on {m.num_clips} clips of {m.split}" for m in manifest.metrics]
     return "\n".join(lines)
+
+
+def parity(found: Parity, sizes: str, weights: str = "") -> str:
+    """The line on it; `sizes` says of what, `weights` which ones torch computes with if not the trained."""
+    largest = found.largest_logit or 0.0
+    times = f" times the largest logit, {largest:.3g}" if largest > 1 else ""
+    return (
+        f"parity      largest difference to torch{weights} {found.max_abs_error:.2g} "
+        f"(at most {found.tolerance:g}{times}) at {len(found.sizes)} sizes of {sizes}"
+    )
+
+
+def _why_not_the_fastest(chosen: Contraction) -> list[str]:
+    """A line where the cost model decided between plans that are as fast."""
+    fastest = [(timed.groups, timed.direction) for timed in chosen.measured[:1]]
+    if fastest in ([], [(chosen.groups, chosen.direction)]):
+        return []
+    return [f"            within {NOISE - 1:.0%} of the fastest, which is noise: the cost model's first of those"]
 
 
 def _plan(plan: Contraction | TimedPlan) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -134,12 +134,17 @@ class State(_Part):
 
 
 class Parity(_Part):
-    """Largest absolute difference of logits to the trained model in torch, over sizes that the export never saw."""
+    """Largest absolute difference of logits to the model in torch, over sizes that the export never saw. The model has
+    the file's own weights: the trained ones at fp32, those as rounded at int8 and fp16. What the rounding itself
+    changes is in the `precision_report`."""
 
     max_abs_error: float
     """The largest difference found."""
+    largest_logit: float | None = None
+    """Of the model in torch, its absolute value; None in files by versions that did not say."""
     tolerance: float
-    """The largest that the export would have let pass."""
+    """The largest that the export would have let pass, times the largest logit of a comparison where that is above
+    1."""
     sizes: tuple[tuple[int, ...], ...]
     """[batch, time] of each comparison; [batch] where there is no time."""
 
@@ -155,6 +160,8 @@ class PrecisionReport(_Part):
     """Share of clips of which both say the same label."""
     max_probability_difference: float
     """The largest, over all clips and labels."""
+    max_logit_difference: float | None = None
+    """The same of logits, before the temperature; None in files by versions that did not say."""
     accuracy: float | None = None
     """Share of clips whose likeliest label was the true one; None where the clips have no labels."""
     accuracy_fp32: float | None = None
@@ -233,6 +240,11 @@ class ModelFile(_Part):
                 f"{source}: expected the metadata key {METADATA_KEY!r}, found {sorted(metadata) or 'no metadata'}; "
                 "export the model with `python -m exporters.to_onnx`"
             )
+        if (newer := _format_version(text)) > FORMAT_VERSION:
+            raise InvalidModel(
+                f"{source}: its manifest has the format_version {newer}, this code reads up to {FORMAT_VERSION}; "
+                "upgrade ttvideo"
+            )
         read = get_args(cls.model_fields["reads"].annotation)
         if (reads := _reads(text)) not in read:
             raise InvalidModel(f"{source}: expected a model that reads {' or '.join(read)}, got one that reads {reads}")
@@ -298,8 +310,19 @@ def read_manifest(metadata: Mapping[str, str], *, source: str = "the model file"
 
 def _reads(text: str) -> str:
     """What the model of a manifest reads, as far as it says."""
+    return str(_values(text).get("reads", "clips"))
+
+
+def _format_version(text: str) -> int:
+    """Of a manifest, as far as it says."""
+    version = _values(text).get("format_version", FORMAT_VERSION)
+    return version if isinstance(version, int) else FORMAT_VERSION
+
+
+def _values(text: str) -> dict[str, Any]:
+    """A manifest's fields; none where it is no JSON object, which then does not fit, and why is told."""
     try:
         values = json.loads(text)
     except ValueError:
-        return "clips"  # which then does not fit, and why is told
-    return str(values.get("reads", "clips")) if isinstance(values, dict) else "clips"
+        return {}
+    return values if isinstance(values, dict) else {}

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from ttmodels import config as configs
 from ttmodels.atomic import in_place_of
 from ttmodels.classifier import ClipClassifier
+from ttmodels.commandline import plain
 from ttmodels.config import MLPConfig, ModelConfig, TrainConfig
 from ttmodels.mlp import MLPClassifier
 
@@ -52,11 +53,8 @@ class Saved:
     progress: Progress
     tensors: dict[str, torch.Tensor]
     sha256: str
-
-    @property
-    def weights(self) -> dict[str, torch.Tensor]:
-        """The model's state_dict."""
-        return _below(self.tensors, "model.")
+    path: Path
+    """Where it was read."""
 
     def restore_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Put the saved state back into an optimiser made with the same configuration.
@@ -81,9 +79,13 @@ class Checkpoint(Saved):
     model_config: ModelConfig
 
     def model(self) -> ClipClassifier:
-        """The trained classifier, in evaluation mode."""
+        """The trained classifier, in evaluation mode.
+
+        Raises:
+            ValueError: the file's tensors are not those of its configuration; names them.
+        """
         model = ClipClassifier(self.model_config)
-        model.load_state_dict(self.weights)
+        _fill(model, self)
         return model.eval()
 
 
@@ -94,9 +96,13 @@ class MLPCheckpoint(Saved):
     model_config: MLPConfig
 
     def model(self) -> MLPClassifier:
-        """The trained classifier, in evaluation mode."""
+        """The trained classifier, in evaluation mode.
+
+        Raises:
+            ValueError: the file's tensors are not those of its configuration; names them.
+        """
         model = MLPClassifier(self.model_config)
-        model.load_state_dict(self.weights)
+        _fill(model, self)
         return model.eval()
 
 
@@ -161,23 +167,42 @@ def load_any(path: Path) -> Checkpoint | MLPCheckpoint:
     found = header.get("ttvideo.format")
     if found is None:
         raise ValueError(f"{path}: safetensors, but not a checkpoint of ttvideo: its header has {sorted(header)}")
-    if not found.isdigit() or int(found) > FORMAT_VERSION:
+    if not found.isdecimal() or int(found) > FORMAT_VERSION:
         raise ValueError(f"{path}: checkpoint format {found}, this code reads up to {FORMAT_VERSION}; upgrade ttvideo")
     network = header.get("ttvideo.network", ClipClassifier.__name__)
     try:
         shared: dict[str, Any] = {
             "train_config": configs.train_config_from_json(header["ttvideo.train"]),
-            "progress": Progress(**json.loads(header["ttvideo.progress"])),
+            "progress": Progress(**configs.known(Progress, header["ttvideo.progress"])),
             "tensors": tensors,
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "path": path,
         }
         if network == MLPClassifier.__name__:
             return MLPCheckpoint(model_config=configs.mlp_config_from_json(header["ttvideo.model"]), **shared)
         if network == ClipClassifier.__name__:
             return Checkpoint(model_config=configs.model_config_from_json(header["ttvideo.model"]), **shared)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path}: its header is not complete: {error}") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: its header is broken: expected JSON, got {error.doc!r:.40}") from error
+    except KeyError as error:
+        raise ValueError(f"{path}: its header is not complete: expected {error}") from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: its header does not fit: {plain(error)}") from error
     raise ValueError(f"{path}: expected a ClipClassifier or an MLPClassifier, got {network}; upgrade ttvideo")
+
+
+def _fill(model: torch.nn.Module, saved: Saved) -> None:
+    given, expected = _below(saved.tensors, "model."), model.state_dict()
+    faults = [f"no {name}" for name in expected.keys() - given]
+    faults += [f"also {name}" for name in given.keys() - expected.keys()]
+    faults += [
+        f"{name} of shape {list(given[name].shape)} in the place of {list(expected[name].shape)}"
+        for name in expected.keys() & given
+        if given[name].shape != expected[name].shape
+    ]
+    if faults:
+        raise ValueError(f"{saved.path}: expected the tensors of its configuration, got {', '.join(sorted(faults))}")
+    model.load_state_dict(given)
 
 
 def _below(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

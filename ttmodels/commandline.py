@@ -1,26 +1,33 @@
 """What the commands of ttmodels and exporters share: bad input is one line and an exit code, never a traceback.
 
-There is no torch in this module: it tells where torch is missing.
+There is nothing large in this module: it tells where torch is missing, and is there before a command's long imports.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import math
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
-
-from pydantic import ValidationError
+from pathlib import Path
 
 BAD_INPUT = 2
 INTERRUPTED = 130
+BROKEN_PIPE = 141
 
 Main = Callable[[Sequence[str] | None], int]
 
 
 def require(*modules: str) -> None:
-    """End the process, with what to install, where a module of the extra `train` is missing."""
+    """What a command calls before its imports: ends the process, with what to install, where a module of the extra
+    `train` is missing; and Ctrl-C ends it with one line until the command's `main` takes over.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end_imports)
     if missing := [name for name in modules if find_spec(name) is None]:
         print(
             f"error: needs {', '.join(missing)}: in a clone of ttvideo, "
@@ -30,13 +37,28 @@ def require(*modules: str) -> None:
         sys.exit(BAD_INPUT)
 
 
+def _end_imports(*_: object) -> None:
+    """An exception might be swallowed by what is being imported; nothing is half done yet."""
+    os.write(2, b"\ninterrupted\n")
+    os._exit(INTERRUPTED)
+
+
 def command(main: Main) -> Callable[..., int]:
-    """A command's `main` that answers bad input (ValueError, OSError) and Ctrl-C with one line and an exit code."""
+    """A command's `main` that answers bad input (ValueError, OSError) and Ctrl-C with one line and an exit code, and
+    ends without a word where nobody reads on what it prints.
+    """
 
     @functools.wraps(main)
     def guarded(arguments: Sequence[str] | None = None) -> int:
         try:
-            return main(arguments)
+            if signal.getsignal(signal.SIGINT) is _end_imports:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+            code = main(arguments)
+            sys.stdout.flush()
+            return code
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what Python flushes at its end
+            return BROKEN_PIPE
         except KeyboardInterrupt as interrupt:
             print(f"\ninterrupted{''.join(f'; {hint}' for hint in interrupt.args)}", file=sys.stderr)
             return INTERRUPTED
@@ -49,6 +71,8 @@ def command(main: Main) -> Callable[..., int]:
 
 def plain(error: Exception) -> str:
     """An error in one line: pydantic's faults without its links, the system's without its numbers."""
+    from pydantic import ValidationError  # not before `require`
+
     if isinstance(error, ValidationError):
         faults = [
             f"{'.'.join(map(str, fault['loc'])) or error.title}: {fault['msg']}, got {fault['input']!r:.100}"
@@ -65,3 +89,32 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text}")
     return int(text)
+
+
+def positive_number(text: str) -> float:
+    """An option's number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a finite number above 0, got {text}")
+    return value
+
+
+def check_output(option: str, out: Path | None, *inputs: Path | None) -> None:
+    """Pass a file to write that is none of the files to read, and none inside their folders' sub-folders.
+
+    Raises:
+        ValueError: it is one of them, under whatever name; or a folder.
+    """
+    if out is None:
+        return
+    if out.is_dir():
+        raise ValueError(f"{option}: expected a file to write, found a folder at {out}")
+    place = out.resolve()
+    for source in inputs:
+        if source is None or not out.exists():
+            continue
+        if out.samefile(source) if not source.is_dir() and source.exists() else source.resolve() in place.parents[1:]:
+            raise ValueError(f"{option}: expected another file than what is read, got {out}, which is of {source}")

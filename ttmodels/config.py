@@ -204,7 +204,7 @@ def to_json(config: ModelConfig | MLPConfig | TrainConfig) -> str:
 
 
 def model_config_from_json(text: str) -> ModelConfig:
-    values = _known(ModelConfig, text)
+    values = known(ModelConfig, text)
     for name in ("labels", "input_modes", "output_modes", "tt_ranks", "recurrent_ranks"):
         if name in values:
             values[name] = tuple(values[name])
@@ -214,7 +214,7 @@ def model_config_from_json(text: str) -> ModelConfig:
 
 
 def mlp_config_from_json(text: str) -> MLPConfig:
-    values = _known(MLPConfig, text)
+    values = known(MLPConfig, text)
     for name in ("labels", "input_shape", "mean", "std"):
         if name in values:
             values[name] = tuple(values[name])
@@ -224,13 +224,21 @@ def mlp_config_from_json(text: str) -> MLPConfig:
 
 
 def train_config_from_json(text: str) -> TrainConfig:
-    return TrainConfig(**_known(TrainConfig, text))
+    return TrainConfig(**known(TrainConfig, text))
 
 
-def _known(kind: type, text: str) -> dict[str, Any]:
-    """Fields that an older file lacks keep their defaults; one that this version does not know is refused."""
+def known(kind: type, text: str) -> dict[str, Any]:
+    """The fields of a dataclass in JSON. Those that an older file lacks keep their defaults.
+
+    Raises:
+        ValueError: no JSON object, or a field that this version does not know.
+    """
     values: dict[str, Any] = json.loads(text)
+    if not isinstance(values, dict):
+        raise ValueError(f"{kind.__name__}: expected fields with names, got {text:.40}")
     expected = {f.name for f in dataclasses.fields(kind)}
     if unknown := set(values) - expected:
-        raise ValueError(f"{kind.__name__}: expected the fields {sorted(expected)}, got also {sorted(unknown)}")
+        raise ValueError(
+            f"{kind.__name__}: expected the fields {sorted(expected)}, got also {sorted(unknown)}; upgrade ttvideo"
+        )
     return values

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ttmodels.commandline import command, require
+from ttmodels.commandline import check_output, command, require
 
 if __name__ == "__main__":  # before the imports that need them
     require("torch", "safetensors")
@@ -27,6 +27,13 @@ from service.video import Sampling
 from ttmodels import checkpoint
 from ttmodels.classifier import ClipClassifier
 from ttmodels.data.folder import DecodedClips, list_clips, unreadable_clips
+
+
+class Figures(Metrics):
+    """What `--write` writes: figures, and of what they are."""
+
+    checkpoint_sha256: str | None = None
+    """Of the checkpoint; None in files by versions that did not say."""
 
 
 @torch.inference_mode()
@@ -97,14 +104,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--cache", type=Path, help="folder for decoded clips, kept (a temporary one)")
     parser.add_argument("--write", type=Path, help="write the figures as JSON, for `exporters.to_onnx --metrics`")
     options = parser.parse_args(arguments)
-    if options.write and options.write.is_dir():
-        raise ValueError(f"--write: expected a file to write, found a folder at {options.write}")
-    model = checkpoint.load(options.checkpoint).model()
+    check_output("--write", options.write, options.checkpoint, options.data)
+    saved = checkpoint.load(options.checkpoint)
+    model = saved.model()
     with labelled_clips(options.data, model.config.labels, model.config.sampling, options.cache) as data:
         loss, metrics = evaluate(model, data, options.split)
     if options.write:
         options.write.parent.mkdir(parents=True, exist_ok=True)
-        options.write.write_text(metrics.model_dump_json())
+        options.write.write_text(Figures(**dict(metrics), checkpoint_sha256=saved.sha256).model_dump_json())
     print(f"{options.split}: accuracy {metrics.accuracy:.4f}, loss {loss:.4f}, {metrics.num_clips} clips")
     print(confusion_table(model.config.labels, metrics.confusion or ()))
     return 0
