@@ -7,6 +7,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
@@ -288,6 +290,37 @@ def test_a_worker_ends_itself_when_the_parent_does_not(clips: dict[str, Path], m
             await pool.decode(clips["red"], SAMPLING, soon())
 
     with_pool(test)
+
+
+ORPHANS = """
+import asyncio, json, os, pathlib, sys, time
+from service.video import Sampling
+from service.video.workers import DecodePool
+
+async def main():
+    sampling = Sampling(num_frames=1)
+    pool = DecodePool(2, sampling.clip_bytes)
+    await pool.start()
+    request = asyncio.create_task(pool.decode(pathlib.Path(sys.argv[1]), sampling, time.monotonic() + 60))
+    await asyncio.sleep(0.02)
+    assert not request.done()
+    print(json.dumps([pool.pids, [decoder._slot.name for decoder in pool._decoders]]), flush=True)
+    os.kill(os.getpid(), 9)
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+def test_workers_and_their_memory_go_when_the_parent_is_killed(long_clip: Path, tmp_path: Path) -> None:
+    """The script is a file: decoders import the parent's main module."""
+    (tmp_path / "parent.py").write_text(ORPHANS)
+    done = subprocess.run([sys.executable, tmp_path / "parent.py", long_clip], stdout=subprocess.PIPE, check=False)
+    assert done.returncode == -signal.SIGKILL
+    pids, names = json.loads(done.stdout)
+    assert len(pids) == len(names) == 2
+    wait_until(lambda: not any(map(lives, pids)), "the decoders are gone")
+    wait_until(lambda: not any(Path("/dev/shm", name).exists() for name in names), "their memory is given back")
 
 
 def test_a_start_that_fails_is_a_start_error(monkeypatch: pytest.MonkeyPatch) -> None:
