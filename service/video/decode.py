@@ -169,6 +169,12 @@ class _Taker:
 
     def all(self, context: VideoCodecContext, packets: Iterable[Packet]) -> _Taken | None:
         """Decode from the first packet on until all is there; None where not one picture comes."""
+        try:
+            context.open(strict=False)
+        except av.error.FFmpegError as error:
+            raise UndecodableVideo(
+                f"expected a header that the {context.name} decoder takes: {reason(error)}"
+            ) from error
         ticks: list[int] = []
         first: VideoFrame | None = None
         for picture, tick, shown_until in self._shown(context, packets):

@@ -125,10 +125,22 @@ def read_timeline(container: InputContainer, stream: VideoStream, bounds: Bounds
     doubt = doubt or next((nature.doubt for nature in natures if nature.doubt), "")
     if not doubt and len(timed) < len(shown):
         doubt = "pictures without a time"
-    doubt = doubt or _doubt(stream, [number for _, number in timed], ticks, stored)
-    numbers = [] if doubt else [number for _, number in timed]
+    numbers = [number for _, number in timed]
+    if not stored and not all(natures[number].reference for number in numbers):
+        doubt = doubt or "pictures out of order without their times"
+    doubt = doubt or _doubt(stream, numbers, ticks, stored)
     return Timeline(
-        ticks, ticks[-1] + max(last_duration, 1), base, stored, numbers, times, dts, places, natures, held, doubt
+        ticks,
+        ticks[-1] + max(last_duration, 1),
+        base,
+        stored,
+        [] if doubt else numbers,
+        times,
+        dts,
+        places,
+        natures,
+        held,
+        doubt,
     )
 
 
@@ -137,9 +149,10 @@ def _doubt(stream: VideoStream, numbers: list[int], ticks: list[int], stored: bo
     context = stream.codec_context
     try:
         context.open(strict=False)  # so that the stream's header tells it how far pictures are out of order
-    except av.error.FFmpegError as error:
-        codec = context.codec.canonical_name
-        raise UndecodableVideo(f"expected a header that the {codec} decoder takes: {reason(error)}") from error
+    except MemoryError:
+        raise
+    except av.error.FFmpegError:
+        return "a header that the decoder takes only where it forgives errors"
     if len(set(ticks)) < len(ticks):
         return "two pictures at one time"
     # How many pictures at most are decoded before one that is shown before them.
