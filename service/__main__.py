@@ -67,6 +67,7 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m service",
+        allow_abbrev=False,  # --model of the command below would be an abbreviation of options here
         description="Serve video classifiers over HTTP. Every option has its TTVIDEO_ environment variable, as "
         "TTVIDEO_MAX_QUEUE for --max-queue.",
     )

@@ -179,7 +179,7 @@ class Repository:
         async with self._changing:
             files = {version: path for (one, version), path in self._files().items() if one == name}
             if not files:
-                raise UnknownModel(f"expected {name or 'NAME'}/VERSION/model.onnx under {self._where}, found none")
+                raise UnknownModel(f"expected {name or 'NAME'}/VERSION/model.onnx in the folders of models, found none")
             for version, path in files.items():
                 await self._load(self._entry(name, version), path)
             for version in self._entries[name].keys() - files.keys():
@@ -216,9 +216,11 @@ class Repository:
                         f"had room since the start, got {wanted}; restart the service to serve it"
                     )
             await model.start()
-        except (StartError, OSError) as error:
-            entry.reason = str(error)
+        except Exception as error:  # whatever a file does to ONNX Runtime, it must not touch what is served
             log.error("%s/%s: refused, %s: %s", entry.name, entry.version, _what_serves(entry), error)
+            foreseen = isinstance(error, StartError | OSError)
+            reason = str(error) if foreseen else f"{path}: {type(error).__name__}: {error}"
+            entry.reason = reason.replace(str(path), f"{entry.name}/{entry.version}/model.onnx")
             if entry.model is None:
                 entry.state = "UNAVAILABLE"
             return

@@ -22,7 +22,7 @@ SMALL_BYTES = 1024 * 1024
 """Of a request that is no inference."""
 
 
-async def receive(request: Request, admission: Admission, *, max_bytes: int, timeout_s: float) -> bytes:
+async def receive(request: Request, admission: Admission, *, max_bytes: int, timeout_s: float) -> bytearray:
     """The whole body, decompressed on its way.
 
     Raises:
@@ -48,7 +48,7 @@ async def receive(request: Request, admission: Admission, *, max_bytes: int, tim
         raise
     request.state.body_read = True
     inflate.finish()
-    return bytes(body)
+    return body
 
 
 async def receive_json(request: Request, kind: type[T]) -> T:
@@ -63,7 +63,7 @@ async def receive_json(request: Request, kind: type[T]) -> T:
     return read_json(received or b"{}", kind)
 
 
-def read_json(text: bytes, kind: type[T]) -> T:
+def read_json(text: bytes | bytearray, kind: type[T]) -> T:
     """Raises InvalidInference with every fault."""
     try:
         return kind.model_validate_json(text)

@@ -10,7 +10,7 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 
 from service.engine.classifier import Classifier
-from service.engine.model import Model
+from service.engine.model import PROBABILITIES, Model
 from service.errors import (
     Busy,
     DeadlineExceeded,
@@ -28,6 +28,8 @@ from service.routes.v2.schemas import InferenceRequest, InferenceResponse
 router = APIRouter()
 
 HEADER = "Inference-Header-Content-Length"
+CLASSES = ("logits", "logits_over_time", PROBABILITIES)
+"""Outputs whose last dimension is the labels."""
 SMALL_BYTES = 64 * 1024
 """A body of more, and all of it JSON, is read in a thread."""
 
@@ -86,7 +88,7 @@ async def infer(request: Request, name: str, version: str | None = None) -> Resp
     return await _response(request, head, raw)
 
 
-def _read(received: bytes, length: str | None, model: Model) -> tuple[InferenceRequest, dict[str, np.ndarray]]:
+def _read(received: bytearray, length: str | None, model: Model) -> tuple[InferenceRequest, dict[str, np.ndarray]]:
     asked, binary = tensors.parse(received, length)
     for key in ("sequence_id", "sequence_start", "sequence_end"):
         if asked.parameters.get(key):
@@ -100,7 +102,9 @@ def _read(received: bytes, length: str | None, model: Model) -> tuple[InferenceR
             raise InvalidInference(f"outputs: expected {', '.join(known)}, got {output.name}")
         if "shared_memory_region" in output.parameters:
             raise InvalidInference(f"{output.name}: expected no shared memory, which is not offered")
-        count = output.parameters.get("classification", 1)
+        count = output.parameters.get("classification", 0)
+        if count and output.name not in CLASSES:
+            raise InvalidInference(f"{output.name}: expected classification of {', '.join(CLASSES)} only")
         if not isinstance(count, int) or count < 0:
             raise InvalidInference(f"{output.name}: classification: expected a number of labels, got {count!r}")
     return asked, tensors.decode(asked, binary, model)
@@ -142,17 +146,13 @@ def _answer(
 
 
 def _classify(values: np.ndarray, labels: tuple[str, ...], count: int) -> np.ndarray:
-    """The largest values of each row as `value:index:label`, the largest first; no label where they are not classes.
+    """The largest values of each row as `value:index:label`, the largest first.
 
     Shape: [..., classes] -> str [..., count].
     """
     order = np.argsort(-values, axis=-1, kind="stable")[..., :count]
     top = np.take_along_axis(values, order, -1)
-    named = labels if values.shape[-1] == len(labels) else None
-    words = [
-        f"{value:f}:{index}:{named[index]}" if named else f"{value:f}:{index}"
-        for value, index in zip(top.flat, order.flat, strict=True)
-    ]
+    words = [f"{value:f}:{index}:{labels[index]}" for value, index in zip(top.flat, order.flat, strict=True)]
     return np.array(words, object).reshape(order.shape)
 
 

@@ -17,7 +17,7 @@ MAX_JSON_BYTES = 16 * 1024 * 1024
 """Of a request: JSON is read in one go, and everybody waits for it; binary tensors are not."""
 
 
-def parse(body: bytes, json_length: str | None) -> tuple[InferenceRequest, memoryview]:
+def parse(body: bytearray, json_length: str | None) -> tuple[InferenceRequest, memoryview]:
     """The head of a request, and the bytes behind it.
 
     Args:

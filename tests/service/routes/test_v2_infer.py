@@ -330,8 +330,8 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
         checkpoint.save(folder / f"{name}.safetensors", network, TrainConfig(), Progress())
         path = folder / "models" / name / "1/model.onnx"
         path.parent.mkdir(parents=True)
-        options = ["--streaming"] if name == "stream" else []
-        assert to_onnx.main([str(folder / f"{name}.safetensors"), "-o", str(path), "--no-tune", *options]) == 0
+        options = ["--streaming", "--no-tune"] if name == "stream" else []
+        assert to_onnx.main([str(folder / f"{name}.safetensors"), "-o", str(path), *options]) == 0
     return folder / "models"
 
 
@@ -372,6 +372,9 @@ def test_a_stream_by_hand(plain: Service, others: Path, clips: dict[str, Path]) 
             ask(frames, zeros | {states[0]: zeros[states[0]][:1]})
         with pytest.raises(InferenceServerException, match="sequence_id: expected none"):
             client.infer("stream", [given("frames", frames)], sequence_id=1, sequence_start=True)
+        top = InferRequestedOutput(f"next_{states[0]}", class_count=1)
+        with pytest.raises(InferenceServerException, match=r"expected classification of logits, .* only"):
+            client.infer("stream", [given("frames", frames)], outputs=[top])
         (counted,) = client.get_inference_statistics("stream")["model_stats"]
         assert (counted["inference_count"], counted["execution_count"]) == (8, 4)
 

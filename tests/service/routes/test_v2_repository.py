@@ -245,7 +245,8 @@ def test_what_cannot_be_loaded(tmp_path: Path) -> None:
     with serving(tmp_path) as (_, client):
         for name in ("yours", "..", "mine%2f1"):
             with pytest.raises(
-                InferenceServerException, match=r"expected .*/VERSION/model.onnx under .*, found none|Not"
+                InferenceServerException,
+                match=r"expected .*/VERSION/model.onnx in the folders .*, found none|Not",
             ):
                 client.load_model(name)
         with pytest.raises(InferenceServerException, match=r"expected one of .*; got yours"):
