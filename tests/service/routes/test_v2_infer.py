@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import zlib
@@ -17,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import given as given_by_hypothesis
 from hypothesis import strategies as st
-from tritonclient.http import InferenceServerClient, InferRequestedOutput, InferResult
+from tritonclient.http import InferenceServerClient, InferRequestedOutput, InferResult, aio
 from tritonclient.utils import InferenceServerException
 
 from exporters import to_onnx
@@ -400,3 +401,30 @@ def test_classify_does_not_take_them_and_says_why(plain: Service, clips: dict[st
         assert (response.status_code, response.json()["code"]) == (422, "not_for_clips")
         assert why in response.json()["detail"]
         assert why in plain.get("/model", params={"model": name}).json()["clip_fault"]
+
+
+def test_the_clients_other_ways_to_ask(service: Service, models: Path) -> None:
+    frames = clip_input(2, 3)
+    expected = direct(models / "colours/1/model.onnx", frames=frames, lengths=np.full(2, 3, np.int32))
+    host, port = service.address
+    with InferenceServerClient(f"{host}:{port}", concurrency=4) as client:
+        asked = [client.async_infer("colours", [given("frames", frames)], model_version="1") for _ in range(8)]
+        for one in asked:
+            check(one.get_result(), expected)
+
+    async def by_asyncio() -> None:
+        async with aio.InferenceServerClient(f"{host}:{port}") as client:
+            assert await client.is_model_ready("colours")
+            for coding in ("gzip", "deflate", None):
+                answer = await client.infer(
+                    "colours",
+                    [given("frames", frames)],
+                    model_version="1",
+                    request_compression_algorithm=coding,
+                    response_compression_algorithm=coding,
+                )
+                check(answer, expected)
+            with pytest.raises(InferenceServerException, match="got shapes"):
+                await client.get_model_config("shapes")
+
+    asyncio.run(by_asyncio())
