@@ -8,4 +8,4 @@ from service.routes.v2 import infer, metadata, repository, settings
 
 router = APIRouter()
 for part in (metadata, infer, repository, settings):
-    router.include_router(part.router, prefix="/v2")
+    router.include_router(part.router)

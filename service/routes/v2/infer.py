@@ -25,7 +25,7 @@ from service.routes.problem import problems
 from service.routes.v2 import body, tensors
 from service.routes.v2.schemas import InferenceRequest, InferenceResponse
 
-router = APIRouter()
+router = APIRouter(prefix="/v2")
 
 HEADER = "Inference-Header-Content-Length"
 CLASSES = ("logits", "logits_over_time", PROBABILITIES)

@@ -25,7 +25,7 @@ from service.routes.v2.schemas import (
     TensorMetadata,
 )
 
-router = APIRouter()
+router = APIRouter(prefix="/v2")
 
 PLATFORM, BACKEND = "onnxruntime_onnx", "onnxruntime"
 EXTENSIONS = [

@@ -18,7 +18,7 @@ from service.routes.problem import problems
 from service.routes.v2.body import receive_json
 from service.routes.v2.schemas import IndexEntry, IndexRequest, Parameters
 
-router = APIRouter(prefix="/repository")
+router = APIRouter(prefix="/v2/repository")
 
 _BODY_ERRORS = (InvalidInference, UploadTimeout, UploadTooLarge)
 _JSON = {"requestBody": {"content": {"application/json": {"schema": {"type": "object"}}}}}

@@ -11,7 +11,7 @@ from service.routes.problem import problems
 from service.routes.v2.body import receive_json
 from service.routes.v2.schemas import Parameters
 
-router = APIRouter()
+router = APIRouter(prefix="/v2")
 
 LEVELS = ("debug", "info", "warning", "error")
 _JSON = {"requestBody": {"content": {"application/json": {"schema": {"type": "object"}}}}}

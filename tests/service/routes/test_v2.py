@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -210,3 +211,12 @@ def test_a_client_that_hangs_up_leaves_nothing(service: Service) -> None:
         connection.sendall(b"POST /v2/models/colours/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc")
         wait_until(lambda: service.classifier.admission.in_flight == 1, "the body has begun")
     wait_until(lambda: service.classifier.admission.in_flight == 0, "it is forgotten")
+
+
+def test_requests_are_counted_by_their_route(service: Service, client: InferenceServerClient) -> None:
+    client.infer("colours", [given("frames", clip_input())])
+    client.get_server_metadata()
+    client.get_model_repository_index()
+    for route in ("/v2", "/v2/models/{name}/infer", "/v2/repository/index"):
+        line = f'ttvideo_requests_total{{code="ok",route="{route}",status="200"}}'
+        wait_until(partial(lambda line: line in service.get("/metrics").text, line), f"{route} is counted")
