@@ -8,15 +8,23 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
 
+import numpy as np
 import onnx
-from onnx import helper, shape_inference
+from onnx import TensorProto, helper, numpy_helper, shape_inference
+
+from exporters.folding import Folded, session
 
 VIEWS = {"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Shape", "Size", "Constant"}
 """Ops that ONNX Runtime runs without touching the values."""
+
+RECURRENT = {"RNN", "GRU", "LSTM"}
+
+_FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
+_NO_WEIGHTS = {TensorProto.INT64, TensorProto.BOOL, TensorProto.STRING}
 
 
 @dataclass
@@ -29,6 +37,9 @@ class Cost:
     """Read and written by all ops, weights left out."""
     weight_bytes: int = 0
     """Of the weights, each once."""
+    shapes_from_a_run: int = 0
+    """Values whose shape was looked up in a run on zeros (True for flags), which is another's where it hangs on what
+    is fed."""
     left_out: Counter[str] = field(default_factory=Counter)
     """Ops that are not in the figures, since the shape of an input or output is known only when they run."""
 
@@ -46,6 +57,17 @@ class _Tensor:
     @property
     def num_bytes(self) -> int:
         return self.size * self.item_bytes
+
+
+@dataclass(frozen=True)
+class Initializers:
+    """Those of a graph and of its bodies, by what they are."""
+
+    parameters: tuple[onnx.TensorProto, ...]
+    identities: tuple[onnx.TensorProto, ...]
+    """Input weights of a recurrence that only hand its gates on, in the op's order: nothing that was learnt."""
+    constants: tuple[onnx.TensorProto, ...]
+    """Shapes, axes, and other whole numbers and flags that are no weights."""
 
 
 _Values = Mapping[str, _Tensor | None]
@@ -74,23 +96,83 @@ def bodies(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 
 
 def weight_bytes(graph: onnx.GraphProto) -> int:
-    """Of all weights of a graph, each once."""
-    return sum(_weight(weight).num_bytes for weight in graph.initializer)
+    """Of all initializers of a graph and of its bodies, each once."""
+    return num_bytes([weight for each in (graph, *bodies(graph)) for weight in each.initializer])
 
 
-def cost(model: onnx.ModelProto, sizes: Mapping[str, int]) -> Cost:
+def num_bytes(weights: Iterable[onnx.TensorProto]) -> int:
+    return sum(_weight(weight).num_bytes for weight in weights)
+
+
+def num_values(weights: Iterable[onnx.TensorProto]) -> int:
+    return sum(math.prod(weight.dims) for weight in weights)
+
+
+def initializers(graph: onnx.GraphProto, folder: Path | None = None) -> Initializers:
+    """Tell parameters from what is no parameter.
+
+    Args:
+        folder: where weights lie that the file keeps elsewhere.
+    """
+    graphs = [graph, *bodies(graph)]
+    entering = {node.input[1] for each in graphs for node in each.node if node.op_type in RECURRENT}
+    parameters, identities, constants = [], [], []
+    for weight in (weight for each in graphs for weight in each.initializer):
+        if weight.data_type in _NO_WEIGHTS or (not weight.dims and weight.data_type not in _FLOATS):
+            constants.append(weight)
+        elif weight.name in entering and _hands_on(numpy_helper.to_array(weight, str(folder or ""))):
+            identities.append(weight)
+        else:
+            parameters.append(weight)
+    return Initializers(tuple(parameters), tuple(identities), tuple(constants))
+
+
+def _hands_on(weight: np.ndarray) -> bool:
+    """Whether the weights [directions, gates, inputs] only reorder their input."""
+    return weight.shape[1] == weight.shape[2] and all(
+        ((weight == 0) | (weight == 1)).all() and (weight.sum(axis) == 1).all() for axis in (1, 2)
+    )
+
+
+def folded_macs(folded: Folded) -> int:
+    """What was computed while the graph was loaded, once."""
+    known = {name: _weight(weight) for name, weight in folded.weights.items()}
+    known |= {name: _Tensor(value.shape, value.itemsize) for name, value in folded.constants.items()}
+    return sum(_macs(node, known) for node in folded.nodes)
+
+
+def cost(model: onnx.ModelProto, sizes: Mapping[str, int], folder: Path | None = None) -> Cost:
     """What one run costs with the file's open dimensions at `sizes`; those that are not named are 1.
+
+    Shapes that do not follow from those of the inputs are looked up in a run.
+
+    Args:
+        folder: where weights lie that the file keeps elsewhere.
 
     Raises:
         ValueError: a size for a dimension that the file does not have, or one that does not fit its graph.
     """
+    check_sizes(model, sizes)
+    sized = _with_sizes(model, sizes)
+    total = Cost(weight_bytes=weight_bytes(sized.graph))
+    if unknown := _unknown(sized.graph):
+        seen = _seen(model, unknown, {value.name: _blank(value.type) for value in fed_inputs(sized.graph)}, folder)
+        sized.graph.value_info.extend(seen)
+        sized = _inferred(sized)
+        total.shapes_from_a_run = len(seen)
+    _add(total, sized.graph, {}, times=1)
+    return total
+
+
+def check_sizes(model: onnx.ModelProto, sizes: Mapping[str, int]) -> None:
+    """Pass sizes of dimensions that the file leaves open.
+
+    Raises:
+        ValueError: names the others.
+    """
     if unknown := sizes.keys() - open_dimensions(model):
         named = ", ".join(open_dimensions(model)) or "nothing"
         raise ValueError(f"expected sizes of {named}, got one of {', '.join(sorted(unknown))}")
-    sized = _with_sizes(model, sizes)
-    total = Cost(weight_bytes=weight_bytes(sized.graph))
-    _add(total, sized.graph, {}, times=1)
-    return total
 
 
 def _with_sizes(model: onnx.ModelProto, sizes: Mapping[str, int]) -> onnx.ModelProto:
@@ -104,13 +186,50 @@ def _with_sizes(model: onnx.ModelProto, sizes: Mapping[str, int]) -> onnx.ModelP
     del copy.graph.value_info[:]
     for value in copy.graph.output:
         value.type.tensor_type.ClearField("shape")
-    views = [weight for weight in copy.graph.initializer if weight.data_type == onnx.TensorProto.INT64]
+    views = [weight for weight in copy.graph.initializer if weight.data_type == TensorProto.INT64]
     for body in bodies(copy.graph):  # inference knows the types of values around a body, but not a view's numbers
         body.initializer.extend(views)
     try:
-        return shape_inference.infer_shapes(copy, strict_mode=True, data_prop=True)
+        return _inferred(copy)
     except shape_inference.InferenceError as error:
         raise ValueError(f"the graph does not fit the sizes {dict(sizes)}: {' '.join(str(error).split())}") from error
+
+
+def _inferred(model: onnx.ModelProto) -> onnx.ModelProto:
+    return shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+
+
+def _unknown(graph: onnx.GraphProto) -> list[str]:
+    """Values of the graph, bodies left out, whose shape is not known before a run."""
+    known = {info.name for info in (*graph.value_info, *graph.output) if _known(info.type) is not None}
+    return [name for node in graph.node for name in node.output if name and name not in known]
+
+
+def _seen(
+    model: onnx.ModelProto, names: Sequence[str], feeds: Mapping[str, np.ndarray | None], folder: Path | None
+) -> list[onnx.ValueInfoProto]:
+    """The values' types and shapes in a run; none where the graph does not run."""
+    exposed = onnx.ModelProto()
+    exposed.CopyFrom(model)
+    del exposed.graph.output[:]
+    exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    try:
+        found = session(exposed, folder).run(names, feeds)
+    except Exception:  # whatever it is: what it costs stays out of the figures, and is named
+        return []
+    return [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
+        for name, value in zip(names, found, strict=True)
+        if isinstance(value, np.ndarray)
+    ]
+
+
+def _blank(kind: onnx.TypeProto) -> np.ndarray | None:
+    """Zeros, or True, of a tensor's type and shape; None for what is no tensor."""
+    if not kind.HasField("tensor_type"):
+        return None
+    dtype = helper.tensor_dtype_to_np_dtype(kind.tensor_type.elem_type)
+    return np.full([dim.dim_value for dim in kind.tensor_type.shape.dim], dtype == np.bool_, dtype)
 
 
 def _add(total: Cost, graph: onnx.GraphProto, outer: _Values, *, times: int) -> None:
@@ -131,17 +250,15 @@ def _add(total: Cost, graph: onnx.GraphProto, outer: _Values, *, times: int) -> 
         if body is not None:
             scanned = tensors[node.input[len(node.input) - attributes["num_scan_inputs"]]]
             _add(total, body, values, times=times * scanned.shape[attributes.get("scan_input_axes", [0])[0]])
-        elif macs := _macs(
-            node.op_type,
-            [tensors[name] for name in node.input if name],
-            tensors[node.output[0] or node.output[1]],
-            attributes,
-        ):
+        elif macs := _macs(node, tensors):
             total.macs[node.op_type] += times * macs
 
 
-def _macs(op_type: str, inputs: Sequence[_Tensor], output: _Tensor, attributes: Mapping[str, Any]) -> int:
-    match op_type:
+def _macs(node: onnx.NodeProto, tensors: Mapping[str, _Tensor]) -> int:
+    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    inputs = [tensors[name] for name in node.input if name]
+    output = tensors[next(name for name in node.output if name)]
+    match node.op_type:
         case "MatMul" | "MatMulInteger" | "QLinearMatMul":
             return output.size * inputs[0].shape[-1]
         case "Gemm":

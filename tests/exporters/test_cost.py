@@ -36,7 +36,7 @@ def model(
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
         [helper.make_tensor(n, TensorProto.FLOAT, s, torch.zeros(s).flatten().tolist()) for n, s in weights.items()],
     )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
 
 
 def macs_in_torch(call: object, *shapes: tuple[int, ...], **options: object) -> int:
@@ -132,10 +132,34 @@ def test_the_projection_costs_what_its_plan_says(plan: Plan) -> None:
     assert 2 * (macs - head - recurrence) == contraction.cost(plan, classifier.projection.shape, batch * time).flops
 
 
+def test_what_shapes_do_not_tell_a_run_does() -> None:
+    """As many rows as there are flags that are not False."""
+    nodes = [
+        helper.make_node("NonZero", ["flags"], ["places"]),
+        helper.make_node("Transpose", ["places"], ["there"]),
+        helper.make_node("GatherND", ["x", "there"], ["rows"]),
+        helper.make_node("MatMul", ["rows", "w"], ["y"]),
+    ]
+    made = model(nodes, {"x": ("rows", 4), "flags": ("rows",)}, ["y"], {"w": (4, 3)})
+    made.graph.input[1].type.tensor_type.elem_type = TensorProto.BOOL
+    found = cost(made, {"rows": 5})
+    assert found.macs == {"MatMul": 5 * 4 * 3}
+    assert found.shapes_from_a_run == 4
+    assert not found.left_out
+
+
+def test_a_mask_leaves_nothing_out() -> None:
+    """The exporter's own graph, whose steps are a Range."""
+    found = cost(ir.to_proto(build(ClipClassifier(tiny_config()), Plan((2, 2)))), {"batch": 2, "time": 5})
+    assert not found.left_out
+
+
 def test_what_is_known_only_at_run_time_is_left_out() -> None:
+    """Of a graph that does not run, for an op that nobody knows."""
     nodes = [helper.make_node("NonZero", ["x"], ["places"]), helper.make_node("Relu", ["x"], ["y"])]
+    nodes.append(helper.make_node("Relux", ["x"], ["z"], domain="com.example"))
     found = cost(model(nodes, {"x": (4,)}, ["y"], {}), {})
-    assert found.left_out == {"NonZero": 1}
+    assert found.left_out == {"NonZero": 1, "Relux": 1}
     assert found.activation_bytes == 2 * 4 * 4
 
 

@@ -23,6 +23,7 @@ from exporters.inspect import assignment
 from service.engine.provider import CPU
 from service.manifest import METADATA_KEY, Manifest
 from tests.exporters.test_browser import BUNDLED
+from tests.exporters.test_folding import merged
 from tests.exporters.test_mlp import CONFIGS
 from tests.made import tiny_config
 from ttmodels import checkpoint
@@ -71,8 +72,12 @@ def test_everything_about_an_exported_file(capsys: pytest.CaptureFixture[str]) -
         r"split +unseen: balls",
     ):
         assert re.search(rf"^ *{line}$", out, re.MULTILINE), line
-    values = sum(onnx.numpy_helper.to_array(weight).size for weight in model.graph.initializer)
-    assert f"parameters  {values:,} values" in out
+    sizes = {
+        w.name: onnx.numpy_helper.to_array(w).size for w in model.graph.initializer if w.data_type != TensorProto.INT64
+    }
+    (identity,) = [node.input[1] for node in model.graph.node if node.op_type == "GRU"]
+    assert f"parameters  {sum(sizes.values()) - sizes[identity]:,} values in {len(sizes) - 1} tensors" in out
+    assert f"identity    {sizes[identity]:,} values in 1 tensors" in out
     assert "cost at batch 1, time 16" in out
     macs = cost(model, {"batch": 1, "time": 16}).macs.total()
     assert re.search(rf"^ *MACs +{macs:,} +{macs / 16:,.0f}$", out, re.MULTILINE)
@@ -92,7 +97,7 @@ def test_sizes_are_the_asker_s(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_foreign_file_lacks_the_manifest_and_nothing_else(foreign: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = printed(capsys, foreign, "--size", "rows=5")
-    assert f"expected the metadata key '{METADATA_KEY}', found no metadata" in out
+    assert f"manifest\n  none: not a model file of ttvideo, which has the metadata key {METADATA_KEY}\n" in out
     assert "ops         2: MatMul 1, Relu 1" in out
     assert re.search(r"^ *MACs +60$", out, re.MULTILINE)
     assert re.search(rf"^ *{CPU} +MatMul +product$", out, re.MULTILINE)
@@ -172,6 +177,7 @@ def test_a_file_that_onnx_runtime_does_not_load(foreign: Path, capsys: pytest.Ca
     out, err = capsys.readouterr()
     assert "ops         2: MatMul 1, com.example.Relux 1" in out
     assert "left out, since their sizes are known only when they run: Relux 1" in out
+    assert re.search(r"^ *MACs, at least +12$", out, re.MULTILINE)
     assert "does not load it" in err
     assert "Relux" in err
     assert err.count("\n") == 1
@@ -186,13 +192,39 @@ def test_a_file_that_onnx_runtime_does_not_load(foreign: Path, capsys: pytest.Ca
 )
 def test_what_does_not_fit_is_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert inspect.main(arguments) == 2
-    assert capsys.readouterr().err == f"error: {message}\n"
+    assert capsys.readouterr() == ("", f"error: {message}\n")
+
+
+@pytest.mark.parametrize("size", ["batch", "=3", ""])
+def test_a_size_has_a_name(size: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        inspect.main([str(BUNDLED), "--size", size])
+    assert f"argument --size: expected NAME=N, as in batch=16, got {size!r}" in capsys.readouterr().err
+
+
+def test_nodes_that_are_folded_are_accounted_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "merged.onnx").write_bytes(merged().SerializeToString())
+    out = printed(capsys, tmp_path / "merged.onnx")
+    assert re.search(r"^ *parameters +32 values in 2 tensors, 128 B$", out, re.MULTILINE)
+    assert re.search(r"^ *folded at load +3 nodes, 60 MACs$", out, re.MULTILINE)
+    assert re.search(r"^ *once loaded +parameters: 15 values in 1 tensors, 60 B$", out, re.MULTILINE)
+    assert re.search(r"^ *MACs +30$", out, re.MULTILINE)
+    assert re.search(r"^  of 6 in the file, 3 are folded at load; .* leave 2$", out, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_nobody_reads_on() -> None:
+    command = f"{sys.executable} -m exporters.inspect {BUNDLED}"
+    script = f"{command} | head -n 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("manifest\n", "")
+    assert done.returncode in (0, 141)
 
 
 def test_cuda_is_asked_for_in_vain(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(inspect, "cuda_fault", lambda: "no driver")
     assert inspect.main([str(BUNDLED), "--provider", "cuda"]) == 2
-    assert capsys.readouterr().err == "error: expected CUDA, which cannot be used here: no driver\n"
+    assert capsys.readouterr() == ("", "error: expected CUDA, which cannot be used here: no driver\n")
 
 
 @pytest.mark.gpu
