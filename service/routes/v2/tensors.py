@@ -13,7 +13,7 @@ from service.errors import InvalidInference
 from service.routes.v2.body import read_json
 from service.routes.v2.schemas import InferenceRequest, RequestTensor, ResponseTensor
 
-MAX_JSON_BYTES = 16 * 1024 * 1024
+MAX_JSON_BYTES = 8 * 1024 * 1024
 """Of a request: JSON is read in one go, and everybody waits for it; binary tensors are not."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from tritonclient.http import InferenceServerClient, InferRequestedOutput, Infer
 from tritonclient.utils import InferenceServerException
 
 from exporters import to_onnx
+from service.routes.v2 import tensors
 from service.settings import Settings
 from service.video import decode_clip
 from tests.exporters.test_mlp import CONFIGS
@@ -428,3 +430,11 @@ def test_the_clients_other_ways_to_ask(service: Service, models: Path) -> None:
                 await client.get_model_config("shapes")
 
     asyncio.run(by_asyncio())
+
+
+def test_json_is_bounded_and_binary_is_not(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensors, "MAX_JSON_BYTES", 300)
+    said = check_error(raw(service, {"inputs": [FRAMES]}), 400)
+    assert re.search(r"at most 300 bytes of JSON, got \d+; send large tensors as binary data", said)
+    shown = {**FRAMES, "data": None, "parameters": {"binary_data_size": 2304}}
+    assert raw(service, {"inputs": [shown]}, bytes(2304)).status_code == 200
