@@ -27,6 +27,8 @@ class Nature:
     """Other pictures may be decoded from this one."""
     hidden: bool = False
     """It is decoded and never shown."""
+    broken: bool = False
+    """Part of it is missing, and what a decoder puts there depends on what it decoded before."""
     doubt: str = ""
     """Why nothing may be left out of a stream with such a packet."""
 
@@ -35,6 +37,7 @@ PLAIN = Nature()
 ENTRY = Nature(entry=True)
 UNREFERENCED = Nature(reference=False)
 HIDDEN = Nature(hidden=True)
+BROKEN = Nature(broken=True)
 NEW_HEADERS = Nature(doubt="parameters change on the way")
 ODD = Nature(doubt="a packet that is not one whole picture")
 

@@ -59,7 +59,10 @@ def select(timeline: Timeline, sampling: Sampling) -> Selection:
         while spans and entry <= spans[-1][1]:
             entry = min(entry, spans.pop()[0])
         spans.append((entry, number))
-    return Selection(picks, [_run(timeline, first, last, places) for first, last in spans], dict(places), exact)
+    runs = [_run(timeline, first, last, places) for first, last in spans]
+    if any(natures[number].broken for run in runs for number in run.packets):
+        return Selection(picks, [], {}, exact)
+    return Selection(picks, runs, dict(places), exact)
 
 
 def _entry_before(timeline: Timeline, number: int) -> int | None:

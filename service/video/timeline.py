@@ -12,7 +12,7 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 
 from service.errors import UndecodableVideo
-from service.video.bitstream import Nature, nature_reader
+from service.video.bitstream import BROKEN, Nature, nature_reader
 from service.video.bounds import Bounds
 from service.video.probe import demux, reason
 
@@ -83,7 +83,7 @@ def read_timeline(container: InputContainer, stream: VideoStream, bounds: Bounds
     held: list[Packet] | None = [] if 0 <= container.size <= HELD_BYTES else None
     discarded: set[int] = set()
     last_duration = 0
-    doubt, broken = "", False
+    doubt = ""
     try:
         for packet in demux(container, stream):
             if packet.is_discard:
@@ -91,11 +91,10 @@ def read_timeline(container: InputContainer, stream: VideoStream, bounds: Bounds
             pts.append(packet.pts)
             dts.append(packet.dts)
             places.append((packet.pos, packet.size))
-            natures.append(nature_of(packet))
+            natures.append(BROKEN if packet.is_corrupt else nature_of(packet))
             bounds.check_count(len(natures))
             if packet.duration:
                 last_duration = packet.duration
-            broken = packet.is_corrupt
             for data in packet.iter_sidedata():
                 if data.data_type in _STATE_IN_PACKETS and len(natures) > 1:
                     doubt = "parameters change on the way"
@@ -104,7 +103,7 @@ def read_timeline(container: InputContainer, stream: VideoStream, bounds: Bounds
     except av.error.FFmpegError as error:
         notes.add(f"the file breaks off: {reason(error)}")
     else:
-        if broken:
+        if natures and natures[-1].broken:
             notes.add("the file breaks off in the middle of a picture")
     base = stream.time_base or Fraction(1, 25)
     stored = container.format.name not in _NO_PRESENTATION_TIME and pts.count(None) <= dts.count(None)
