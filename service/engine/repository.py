@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,20 +168,26 @@ class Repository:
         with self.find(name, version).use() as model:
             yield model
 
-    async def load(self, name: str) -> None:
+    async def load(self, name: str, sent: Mapping[str, bytes] | None = None) -> None:
         """Make what is served under a name equal to the folders: new and changed files are loaded and warmed up beside
         what is served, and take over; versions whose file is gone go. A file that is refused changes nothing.
+
+        Args:
+            sent: files by version, that stand in the place of those in the folders until the next load.
 
         Raises:
             UnknownModel: there is no file.
             ModelRefused: one or more files were refused, the others are served.
         """
         async with self._changing:
-            files = {version: path for (one, version), path in self._files().items() if one == name}
+            if sent is None:
+                files = {version: path for (one, version), path in self._files().items() if one == name}
+            else:
+                files = {version: Path(name, version, "model.onnx") for version in sent}
             if not files:
                 raise UnknownModel(f"expected {name or 'NAME'}/VERSION/model.onnx in the folders of models, found none")
             for version, path in files.items():
-                await self._load(self._entry(name, version), path)
+                await self._load(self._entry(name, version), path, sent[version] if sent is not None else None)
             for version in self._entries[name].keys() - files.keys():
                 self._retire(self._entries[name][version], "its file is gone")
             if refused := [entry.reason for version in files if (entry := self._entry(name, version)).reason]:
@@ -199,15 +205,15 @@ class Repository:
             for entry in self._entries[name].values():
                 self._retire(entry)
 
-    async def _load(self, entry: Entry, path: Path) -> None:
+    async def _load(self, entry: Entry, path: Path, sent: bytes | None) -> None:
         serving = entry.model.session.sha256 if entry.model is not None else None
         try:
-            if serving is not None and await asyncio.to_thread(_sha256, path) == serving:
+            if serving is not None and await asyncio.to_thread(_sha256, path, sent) == serving:
                 entry.reason = ""
                 return
             if entry.model is None:
                 entry.state, entry.reason = "LOADING", ""
-            session = await asyncio.to_thread(self._open, entry.name, entry.version, path)
+            session = await asyncio.to_thread(self._open, entry.name, entry.version, path, sent)
             if not (model := self._make(entry, session)).clip_fault:
                 wanted = session.clip_manifest().sampling.clip_bytes
                 if wanted > self.max_clip_bytes:
@@ -233,10 +239,11 @@ class Repository:
         versions = self._entries.setdefault(name, {})
         return versions.setdefault(version, Entry(name, version, Statistics()))
 
-    def _open(self, name: str, version: str, path: Path) -> Session:
+    def _open(self, name: str, version: str, path: Path, sent: bytes | None = None) -> Session:
         """Load and warm up; to be called in a thread."""
         settings = self.settings
-        session = Session(path, self._choice, device_id=settings.device_id, strict=settings.provider == "cuda")
+        strict = settings.provider == "cuda"
+        session = Session(path, self._choice, model=sent, device_id=settings.device_id, strict=strict)
         says = session.manifest.name, session.manifest.version
         if says != (name, version):
             raise InvalidModel(
@@ -280,8 +287,8 @@ class Repository:
         return f"{self.settings.models} or {self._bundled}" if self.settings.models is not None else str(self._bundled)
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _sha256(path: Path, sent: bytes | None) -> str:
+    return hashlib.sha256(path.read_bytes() if sent is None else sent).hexdigest()
 
 
 def _what_serves(entry: Entry) -> str:

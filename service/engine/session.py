@@ -24,8 +24,9 @@ class Session:
     """One model file on one provider, warmed up.
 
     Args:
-        path: the ONNX file.
+        path: the ONNX file; where there is `model`, only its name.
         choice: from `provider.choose`.
+        model: what the file would hold.
         strict: fail where `choice` cannot be had, and do not fall back to the CPU.
 
     Raises:
@@ -33,9 +34,11 @@ class Session:
         ProviderUnavailable: `strict`, and the provider did not take the model.
     """
 
-    def __init__(self, path: Path, choice: Choice, *, device_id: int = 0, strict: bool = False) -> None:
+    def __init__(
+        self, path: Path, choice: Choice, *, model: bytes | None = None, device_id: int = 0, strict: bool = False
+    ) -> None:
         try:
-            model = path.read_bytes()
+            model = path.read_bytes() if model is None else model
         except OSError as error:
             raise InvalidModel(f"{path}: cannot be read: {error.strerror}") from error
         self.path = path

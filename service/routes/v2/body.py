@@ -51,15 +51,15 @@ async def receive(request: Request, admission: Admission, *, max_bytes: int, tim
     return body
 
 
-async def receive_json(request: Request, kind: type[T]) -> T:
-    """A small body of JSON; none at all stands for an empty object.
+async def receive_json(request: Request, kind: type[T], *, max_bytes: int = SMALL_BYTES) -> T:
+    """A body of JSON; none at all stands for an empty object.
 
     Raises:
         UploadTooLarge, InvalidInference, UploadTimeout, NotReady: as `receive`.
     """
     classifier: Classifier = request.app.state.classifier
     timeout_s = classifier.settings.upload_timeout_s
-    received = await receive(request, classifier.admission, max_bytes=SMALL_BYTES, timeout_s=timeout_s)
+    received = await receive(request, classifier.admission, max_bytes=max_bytes, timeout_s=timeout_s)
     return read_json(received or b"{}", kind)
 
 

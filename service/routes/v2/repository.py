@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import re
+from typing import Literal
+
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
@@ -15,7 +19,7 @@ from service.errors import (
     UploadTooLarge,
 )
 from service.routes.problem import problems
-from service.routes.v2.body import receive_json
+from service.routes.v2.body import read_json, receive_json
 from service.routes.v2.schemas import IndexEntry, IndexRequest, Parameters
 
 router = APIRouter(prefix="/v2/repository")
@@ -26,6 +30,17 @@ _JSON = {"requestBody": {"content": {"application/json": {"schema": {"type": "ob
 
 class _Control(BaseModel):
     parameters: Parameters = {}
+
+
+class _Config(BaseModel, extra="forbid"):
+    """What a configuration may say: nothing else is configured outside a model's file."""
+
+    name: str | None = None
+    backend: Literal["onnxruntime"] = "onnxruntime"
+    platform: Literal["onnxruntime_onnx"] = "onnxruntime_onnx"
+
+
+_SENT = re.compile(r"file:([A-Za-z0-9][A-Za-z0-9._-]{0,63})/model\.onnx")
 
 
 @router.post(
@@ -55,14 +70,13 @@ async def index(request: Request) -> list[IndexEntry]:
     responses=problems(UnknownModel, ModelControlOff, ModelRefused, *_BODY_ERRORS),
 )
 async def load(request: Request, name: str) -> Response:
-    """Serve what lies in the folders under this name: new and changed files take over once they are warm."""
+    """Serve what lies in the folders under this name: new and changed files take over once they are warm.
+
+    The parameters `file:VERSION/model.onnx`, in base64, stand in the place of the folders until the next load.
+    """
     classifier = _controlled(request)
-    asked = await receive_json(request, _Control)
-    if asked.parameters:
-        raise InvalidInference(
-            f"parameters: expected none, since a model file says everything itself, got {', '.join(asked.parameters)}"
-        )
-    await classifier.repository.load(name)
+    asked = await receive_json(request, _Control, max_bytes=classifier.settings.max_tensor_bytes)
+    await classifier.repository.load(name, _sent(name, asked.parameters))
     return Response()
 
 
@@ -86,3 +100,24 @@ def _controlled(request: Request) -> Classifier:
     if classifier.settings.model_control == "none":
         raise ModelControlOff("expected the setting TTVIDEO_MODEL_CONTROL to be explicit, got none")
     return classifier
+
+
+def _sent(name: str, parameters: Parameters) -> dict[str, bytes] | None:
+    """The files of a request by their version; None where it has none.
+
+    Raises:
+        InvalidInference: another parameter, a path that is no model's, or a configuration that asks for anything.
+    """
+    sent = {}
+    for key, value in parameters.items():
+        if key == "config":
+            if read_json(str(value).encode(), _Config).name not in (None, name):
+                raise InvalidInference(f"config: name: expected {name}, got {value}")
+        elif match := _SENT.fullmatch(key):
+            try:
+                sent[match[1]] = base64.b64decode(value, validate=True)
+            except (ValueError, TypeError) as error:
+                raise InvalidInference(f"{key}: expected base64: {error}") from error
+        else:
+            raise InvalidInference(f"parameters: expected config and file:VERSION/model.onnx, got {key}")
+    return sent or None

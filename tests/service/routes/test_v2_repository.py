@@ -25,7 +25,7 @@ from service.settings import Settings
 from tests.service import onnx_models
 from tests.service.conftest import PATIENCE_S, Service, running, wait_until
 from tests.service.routes.test_problem import check_problem
-from tests.service.routes.test_v2 import clip_input
+from tests.service.routes.test_v2 import check_error, clip_input
 from tests.tolerances import SERVED
 
 
@@ -242,7 +242,7 @@ def test_two_models_in_turn(tmp_path: Path, clips: dict[str, Path]) -> None:
 
 def test_what_cannot_be_loaded(tmp_path: Path) -> None:
     lay(tmp_path)
-    with serving(tmp_path) as (_, client):
+    with serving(tmp_path) as (service, client):
         for name in ("yours", "..", "mine%2f1"):
             with pytest.raises(
                 InferenceServerException,
@@ -251,8 +251,19 @@ def test_what_cannot_be_loaded(tmp_path: Path) -> None:
                 client.load_model(name)
         with pytest.raises(InferenceServerException, match=r"expected one of .*; got yours"):
             client.unload_model("yours")
-        with pytest.raises(InferenceServerException, match=r"parameters: expected none, .* got config"):
-            client.load_model("mine", config="{}")
+        for config, files, said in (
+            ('{"max_batch_size": 4}', None, "max_batch_size: Extra inputs are not permitted"),
+            ('{"name": "yours"}', None, "config: name: expected mine, got"),
+            ("{", None, "Invalid JSON"),
+            ("{}", {"file:1/model.py": b""}, r"expected config and file:VERSION/model\.onnx, got file:1/model\.py"),
+            ("{}", {"file:../1/model.onnx": b""}, "expected config and file:"),
+            ("{}", {"file:1/model.onnx": b"half"}, r"mine/1/model\.onnx: ONNX Runtime cannot load it"),
+        ):
+            with pytest.raises(InferenceServerException, match=said):
+                client.load_model("mine", config=config, files=files)
+        url = f"{service.url}/v2/repository/models/mine/load"
+        no_base64 = httpx.post(url, json={"parameters": {"file:1/model.onnx": "a-b"}})
+        assert "file:1/model.onnx: expected base64" in check_error(no_base64, 400)
         lay(tmp_path, "2", num_frames=64, height=480, width=640)
         with pytest.raises(
             InferenceServerException, match=r"expected clips of at most 33554432 bytes, .* got 58982400"
@@ -287,3 +298,18 @@ def test_a_load_is_made_beside_the_event_loop(tmp_path: Path, monkeypatch: pytes
             assert [future.result().status_code for future in loading] == [200, 200]
         assert answered_by(ask(service, frames)) == second
         assert client.is_model_ready("yours")
+
+
+def test_a_file_may_be_sent_and_the_next_load_undoes_it(tmp_path: Path) -> None:
+    frames = clip_input(1, 2, height=8, width=8)
+    lies_there = lay(tmp_path)
+    elsewhere = {name: lay(tmp_path / "elsewhere", temperature=5.0, name=name) for name in ("mine", "new")}
+    with serving(tmp_path) as (service, client):
+        for name, sha256 in elsewhere.items():
+            model = (tmp_path / f"elsewhere/{name}/1/model.onnx").read_bytes()
+            client.load_model(name, config="{}", files={"file:1/model.onnx": model})
+            assert answered_by(ask(service, frames, name)) == sha256
+        client.load_model("mine")
+        assert answered_by(ask(service, frames)) == lies_there
+        client.unload_model("new")
+        assert not client.is_model_ready("new")
