@@ -9,14 +9,17 @@ With --checkpoint, dense and chain hold the weights that the file was exported f
 logits lie from the file's. Without it they hold random weights of the same shapes, which take the same time: the file
 has its cores merged, so they cannot be had from it.
 
-The share of the memory bandwidth is what a run has to move at least (inputs, weights and outputs, each once) in its
-time, over the bandwidth at which numpy reads the same frames in the same turns (the largest of all bytes, on one thread
-or on all, whichever is faster). What fits into a cache is read from there.
+share of bandwidth   What a run has to move at least (inputs, weights and outputs, each once) in its time, over the
+                     bandwidth of the memory: that at which numpy reads 256 MiB in the same turns, its largest byte, on
+                     one thread or on all, whichever is faster. Such an array lies in no usual cache; what a run moves
+                     may, and then its share can be above 1.
+reading the frames   The frames of the run read alike, from wherever they lie: less than this no run takes.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -27,7 +30,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from ttmodels.commandline import command, positive, require
+from ttmodels.commandline import check_output, command, positive, require
 
 if __name__ == "__main__":  # before the imports that need them
     require("torch", "safetensors", "onnx", "onnx_ir")
@@ -41,6 +44,8 @@ from exporters.cost import weight_bytes
 from exporters.graph import build
 from exporters.inspect import manifest_of, read
 from exporters.timing import RUNS_A_TURN, feeds, in_turns, open_session
+from service.engine.signature import check, signature
+from service.errors import InvalidModel
 from service.manifest import Manifest
 from ttmodels import checkpoint
 from ttmodels.atomic import in_place_of
@@ -52,6 +57,10 @@ PLANS: dict[str, Callable[[int], Plan]] = {
     "dense": lambda num_cores: Plan((num_cores,)),
     "chain": lambda num_cores: Plan((1,) * num_cores),
 }
+
+
+MEMORY_BYTES = 256 * 1024 * 1024
+"""What is read for the memory's bandwidth: more than last-level caches hold."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +84,7 @@ class Figures:
     ratio: float
     """Its median over that of the file."""
     bandwidth_share: float
-    """Of the bandwidth measured in the same turns."""
+    """Of the memory's bandwidth, measured in the same turns."""
     difference: float | None = None
     """Largest of its logits to the file's; None where it holds other weights."""
 
@@ -89,6 +98,9 @@ def contenders(path: Path, against: Sequence[str], saved: Path | None = None) ->
     if unknown := [name for name in against if name not in PLANS and not name.endswith(".onnx")]:
         raise ValueError(f"--against: expected {', '.join(PLANS)} or a file that ends in .onnx, got {unknown[0]!r}")
     manifest = manifest_of(read(path), path, Manifest)
+    for index, name in enumerate(against):
+        if name in against[:index] or (name not in PLANS and Path(name).exists() and path.samefile(name)):
+            raise ValueError(f"--against: expected each contender once, got {name} twice")
     found = [_file(path, manifest)]
     if PLANS.keys() & set(against):
         model = _exported_from(saved, manifest) if saved else ClipClassifier(_like(manifest)).eval()
@@ -97,10 +109,23 @@ def contenders(path: Path, against: Sequence[str], saved: Path | None = None) ->
     return manifest, found
 
 
-def _file(path: Path, manifest: Manifest) -> Contender:
+def _file(path: Path, like: Manifest) -> Contender:
     model = read(path)
-    same = manifest_of(model, path, Manifest).checkpoint_sha256 == manifest.checkpoint_sha256
+    manifest = manifest_of(model, path, Manifest)
+    if manifest.sampling.clip_shape != like.sampling.clip_shape:
+        raise ValueError(
+            f"--against: expected a file that reads clips of {_spell(like)}, got {path}, which reads {_spell(manifest)}"
+        )
+    try:
+        check(open_session(path, 1), signature(manifest), path)
+    except InvalidModel as error:
+        raise ValueError(f"the graph does not fit its manifest: {error}") from error
+    same = manifest.checkpoint_sha256 == like.checkpoint_sha256
     return Contender(str(path), path, weight_bytes(model.graph), same)
+
+
+def _spell(manifest: Manifest) -> str:
+    return " x ".join(map(str, manifest.sampling.clip_shape))
 
 
 def _planned(name: str, model: ClipClassifier, same_weights: bool) -> Contender:
@@ -131,7 +156,7 @@ def _like(manifest: Manifest) -> ModelConfig:
 def measure(
     clip_shape: tuple[int, ...], entries: Sequence[Contender], batch: int, *, threads: int = 2, rounds: int = 10
 ) -> list[Figures]:
-    """Time reading a batch of noise and each contender's run on it."""
+    """Time reading a batch of noise, reading memory, and each contender's run on the batch."""
     frames = np.random.default_rng(0).integers(0, 256, (batch, *clip_shape), np.uint8)
     sessions = {entry.name: open_session(entry.source, threads) for entry in entries}
     fed = {name: feeds(session, frames) for name, session in sessions.items()}
@@ -139,27 +164,37 @@ def measure(
     def run(name: str) -> np.ndarray:
         return np.asarray(sessions[name].run(["logits"], fed[name])[0])
 
-    parts = np.array_split(frames.reshape(-1), threads)
+    memory = np.ones(MEMORY_BYTES, np.uint8)
     with ThreadPoolExecutor(threads) as pool:
-        reading: dict[str, Callable[[], object]] = {
-            "reading the frames, 1 thread": frames.max,
-            f"reading the frames, {threads} threads": lambda: list(pool.map(np.max, parts)),
+        reading = {
+            f"reading {what}, {count} thread{'s' if count > 1 else ''}": _reader(array, count, pool)
+            for what, array in (("the frames", frames), ("memory", memory))
+            for count in sorted({1, threads})
         }
         running = {name: lambda name=name: run(name) for name in sessions}
         medians = {name: statistics.median(times) for name, times in in_turns(reading | running, rounds).items()}
-    bytes_per_s = frames.nbytes / min(medians[name] for name in reading)
+    read_bytes = {name: memory.nbytes if "memory" in name else frames.nbytes for name in reading}
+    bytes_per_s = max(memory.nbytes / medians[name] for name in reading if "memory" in name)
 
     def figures(name: str, num_bytes: int, difference: float | None = None) -> Figures:
         share = num_bytes / medians[name] / bytes_per_s
         return Figures(batch, name, 1e3 * medians[name], medians[name] / medians[entries[0].name], share, difference)
 
     expected = run(entries[0].name)
-    found = [figures(name, frames.nbytes) for name in reading]
+    found = [figures(name, read_bytes[name]) for name in reading]
     for entry in entries:
         logits = run(entry.name)
         difference = float(np.abs(logits - expected).max()) if entry.same_weights else None
         found.append(figures(entry.name, frames.nbytes + entry.num_weight_bytes + logits.nbytes, difference))
     return found
+
+
+def _reader(array: np.ndarray, threads: int, pool: ThreadPoolExecutor) -> Callable[[], object]:
+    """Looks at every byte."""
+    if threads == 1:
+        return array.max
+    parts = np.array_split(array.reshape(-1), threads)
+    return lambda: list(pool.map(np.max, parts))
 
 
 # ---- for a person
@@ -183,7 +218,10 @@ def table(rows: Sequence[Figures]) -> str:
 
 
 def _names(text: str) -> list[str]:
-    return [name for name in text.split(",") if name]
+    names = text.split(",")
+    if "" in names:
+        raise argparse.ArgumentTypeError(f"expected {', '.join(PLANS)} or files, with commas between, got {text!r}")
+    return names
 
 
 def _batches(text: str) -> list[int]:
@@ -205,19 +243,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=positive, default=10, help=f"turns of {RUNS_A_TURN} runs for each (10)")
     parser.add_argument("--json", type=Path, help="a file to write the figures to, too")
     options = parser.parse_args(arguments)
+    files = [Path(name) for name in options.against if name not in PLANS]
+    check_output("--json", options.json, options.model, options.checkpoint, *files)
     manifest, entries = contenders(options.model, options.against, options.checkpoint)
     clip, load = manifest.sampling.clip_shape, f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
     where = f"onnxruntime {onnxruntime.__version__} on the CPU, {options.threads} threads, load {load} at the start"
-    print(f"{options.model}, {manifest.precision}; clips of {' x '.join(map(str, clip))}; {where}", flush=True)
-    rows = [
-        row
-        for batch in options.batch
-        for row in measure(clip, entries, batch, threads=options.threads, rounds=options.rounds)
-    ]
-    print(table(rows))
-    if options.json:
-        document = {"model": str(options.model), "machine": where, "figures": [dataclasses.asdict(row) for row in rows]}
-        with in_place_of(options.json) as part:
+    with in_place_of(options.json) if options.json else contextlib.nullcontext() as part:  # before the work
+        print(f"{options.model}, {manifest.precision}; clips of {_spell(manifest)}; {where}", flush=True)
+        rows = [
+            row
+            for batch in options.batch
+            for row in measure(clip, entries, batch, threads=options.threads, rounds=options.rounds)
+        ]
+        print(table(rows))
+        if part is not None:
+            figures = [dataclasses.asdict(row) for row in rows]
+            document = {"model": str(options.model), "machine": where, "figures": figures}
             part.write_text(json.dumps(document, indent=2) + "\n")
     return 0
 

@@ -21,14 +21,23 @@ _DTYPES = {"tensor(float)": np.float32, "tensor(int32)": np.int32}
 def open_session(
     source: Path | bytes, threads: int, device: Literal["cpu", "cuda"] = "cpu"
 ) -> onnxruntime.InferenceSession:
-    """A session as the service has it: its threads do not spin while they wait."""
+    """A session as the service has it: its threads do not spin while they wait.
+
+    Raises:
+        ValueError: ONNX Runtime does not load it.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     providers = [CUDA, CPU] if device == "cuda" else [CPU]
-    return onnxruntime.InferenceSession(source, options, providers=providers, enable_fallback=0)
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=providers, enable_fallback=0)
+    except Exception as error:  # it has a class of its own for every code
+        which = source if isinstance(source, Path) else "a graph"
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{which}: ONNX Runtime {onnxruntime.__version__} does not load it: {reason}") from error
 
 
 def feeds(session: onnxruntime.InferenceSession, frames: np.ndarray) -> dict[str, np.ndarray]:

@@ -158,7 +158,9 @@ def test_what_is_known_only_at_run_time_is_left_out() -> None:
     """Of a graph that does not run, for an op that nobody knows."""
     nodes = [helper.make_node("NonZero", ["x"], ["places"]), helper.make_node("Relu", ["x"], ["y"])]
     nodes.append(helper.make_node("Relux", ["x"], ["z"], domain="com.example"))
-    found = cost(model(nodes, {"x": (4,)}, ["y"], {}), {})
+    made = model(nodes, {"x": (4,)}, ["y"], {})
+    made.opset_import.append(helper.make_opsetid("com.example", 1))
+    found = cost(made, {})
     assert found.left_out == {"NonZero": 1, "Relux": 1}
     assert found.activation_bytes == 2 * 4 * 4
 
