@@ -260,3 +260,27 @@ def test_cover_art_and_smaller_streams_are_not_the_video(size: tuple[int, int], 
     beside(tmp_path / "a.mp4", add)
     info = decode_clip(tmp_path / "a.mp4", SAMPLING).info
     assert (info.codec, info.width, info.height, info.num_frames) == ("h264", 64, 48, 20)
+
+
+def test_sound_and_data_beside_the_video(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.ts"), "w") as output:
+        data = output.add_data_stream("klv")
+        sound = output.add_stream("aac", rate=48000)
+        sound.layout = "mono"
+        video = output.add_stream("libx264", rate=25, options=dict(X264.options) | {"g": "10"})
+        assert isinstance(video, VideoStream)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        for number, frame in enumerate(scenery(40)):
+            packet = Packet(b"klv data")
+            packet.stream, packet.pts, packet.dts, packet.time_base = data, number, number, Fraction(1, 25)
+            output.mux(packet)
+            samples = av.AudioFrame.from_ndarray(np.zeros((1, 1920), np.float32), format="fltp", layout="mono")
+            samples.sample_rate, samples.pts, samples.time_base = 48000, 1920 * number, Fraction(1, 48000)
+            output.mux(sound.encode(samples))
+            output.mux(video.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        output.mux(sound.encode(None))
+        output.mux(video.encode(None))
+    with av.open(str(tmp_path / "a.ts")) as container:
+        assert {stream.type for stream in container.streams} == {"data", "audio", "video"}
+    assert same_as_plain(tmp_path / "a.ts").info.num_frames == 40
+    assert planned(tmp_path / "a.ts")[1].runs
