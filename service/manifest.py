@@ -269,7 +269,8 @@ class Manifest(ModelFile):
     contraction: Contraction
     states: tuple[State, ...] = ()
     """What a model takes and gives beside the rest so that a clip may come in pieces; none where it comes whole. The
-    logits are then those of all that came so far, and a piece may have the length 0."""
+    logits are then those of all that came so far. Batch and time are at least 1; a clip of which nothing came has the
+    length 0."""
     precision: Literal["fp32", "fp16", "int8"] = "fp32"
     """The numbers that the frames are projected with; what follows is fp32."""
     precision_report: PrecisionReport | None = None

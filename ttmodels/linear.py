@@ -73,11 +73,6 @@ class TTLinear(nn.Module):
         self.activity_penalty = activity_penalty
         self.num_gates = num_gates
         self.plan = plan
-        # Compiled and exported graphs are for any number of rows, and cannot choose. ONNX's merges once, at loading.
-        self._graph_route, self._onnx_route = (
-            Route.of(plan or contraction.choose_plan(self.shape, GRAPH_ROWS, merged_once=once), self.shape)
-            for once in (False, True)
-        )
         self.cores = nn.ParameterList(
             [nn.Parameter(torch.empty(size, device=device, dtype=dtype)) for size in self.shape.core_shapes]
         )
@@ -126,6 +121,20 @@ class TTLinear(nn.Module):
         if layer.bias is not None:
             layer.bias.requires_grad_(linear.bias.requires_grad)
         return layer.train(linear.training)
+
+    @property
+    def plan(self) -> Plan | None:
+        """How to contract; None where it is chosen by cost. It may be changed, also before an export."""
+        return self._plan
+
+    @plan.setter
+    def plan(self, plan: Plan | None) -> None:
+        self._plan = plan
+        # Compiled and exported graphs are for any number of rows, and cannot choose. ONNX's merges once, at loading.
+        self._graph_route, self._onnx_route = (
+            Route.of(plan or choose(self.shape, GRAPH_ROWS), self.shape)
+            for choose in (contraction.choose_plan, contraction.onnx_plan)
+        )
 
     @property
     def in_features(self) -> int:
