@@ -133,11 +133,8 @@ class Batcher:
         while batch := await self._next_batch():
             started = time.monotonic()
             try:
-                frames = _stack([waiting.frames for waiting in batch])
-                lengths = np.array([waiting.length for waiting in batch], np.int32)
-                gathered = time.monotonic()
-                logits, over_time = await asyncio.get_running_loop().run_in_executor(
-                    self._thread, self._run, frames, lengths
+                logits, over_time, gather_s, run_s = await asyncio.get_running_loop().run_in_executor(
+                    self._thread, self._gather_and_run, batch
                 )
             except Exception:
                 log.exception("a batch of %d failed", len(batch))
@@ -145,7 +142,6 @@ class Batcher:
                     if not waiting.future.done():
                         waiting.future.set_exception(RequestError("the model failed to run on this batch"))
                 continue
-            gather_s, run_s = gathered - started, time.monotonic() - gathered
             spent = gather_s + run_s
             self._run_s = 0.9 * self._run_s + 0.1 * spent if self._run_s else spent
             self._observe_batch(len(batch), gather_s, run_s)
@@ -154,6 +150,16 @@ class Batcher:
                     share = over_time[i, : len(waiting.frames)]
                     queue_s = started - waiting.since
                     waiting.future.set_result(Inference(logits[i], share, len(batch), queue_s, gather_s, run_s))
+
+    def _gather_and_run(self, batch: list[_Waiting]) -> tuple[np.ndarray, np.ndarray, float, float]:
+        """Logits, logits over time, and the seconds that gathering the batch and running it took. In the thread: the
+        copies of a large batch take milliseconds."""
+        started = time.monotonic()
+        frames = _stack([waiting.frames for waiting in batch])
+        lengths = np.array([waiting.length for waiting in batch], np.int32)
+        gathered = time.monotonic()
+        logits, over_time = self._run(frames, lengths)
+        return logits, over_time, gathered - started, time.monotonic() - gathered
 
     async def _next_batch(self) -> list[_Waiting]:
         """At least one request that still wants an answer; none only when closing."""
