@@ -13,7 +13,7 @@ share of bandwidth   What a run has to move at least (inputs, weights and output
                      bandwidth of the memory: that at which numpy reads 256 MiB in the same turns, its largest byte, on
                      one thread or on all, whichever is faster. Such an array lies in no usual cache; what a run moves
                      may, and then its share can be above 1.
-reading the frames   The frames of the run read alike, from wherever they lie: less than this no run takes.
+reading the frames   The frames of the run read alike, from wherever they lie: no run takes less.
 """
 
 from __future__ import annotations

@@ -23,6 +23,9 @@ VIEWS = {"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Shape", "Siz
 
 RECURRENT = {"RNN", "GRU", "LSTM"}
 
+_NOT_COUNTED = {"If", "Loop", "Einsum", "Attention", "DeformConv"}
+"""Ops with products inside that are not told here, as those of other domains than ONNX's own."""
+
 _FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
 _NO_WEIGHTS = {TensorProto.INT64, TensorProto.BOOL, TensorProto.STRING}
 
@@ -41,7 +44,7 @@ class Cost:
     """Values whose shape was looked up in a run on zeros (True for flags), which is another's where it hangs on what
     is fed."""
     left_out: Counter[str] = field(default_factory=Counter)
-    """Ops that are not in the figures, since the shape of an input or output is known only when they run."""
+    """Ops that are not in the figures: a shape is known only when they run, or what they do is not told here."""
 
 
 @dataclass(frozen=True)
@@ -243,7 +246,7 @@ def _add(total: Cost, graph: onnx.GraphProto, outer: _Values, *, times: int) -> 
         body = attributes.get("body")
         ends = [name for name in (*node.input, *node.output) if name]
         tensors = {name: tensor for name in ends if (tensor := values.get(name)) is not None}
-        if len(tensors) < len(set(ends)) or (node.op_type in ("If", "Loop")):
+        if len(tensors) < len(set(ends)) or node.op_type in _NOT_COUNTED or node.domain:
             total.left_out[node.op_type] += 1
             continue
         total.activation_bytes += times * sum(tensors[name].num_bytes for name in ends if not tensors[name].is_weight)

@@ -16,7 +16,7 @@ activations        Bytes that the nodes read and write, weights left out: each r
 weights read       Bytes of all that the file holds, once loaded, each once.
 
 Shapes that do not follow from those of the inputs are looked up in a run on zeros (True for flags). Where that fails,
-the node is named, and the figures are "at least".
+and where an op is not ONNX's own or hides its products (Einsum, If), it is named, and the figures are "at least".
 
 The nodes of the last part are those left by ONNX Runtime's basic simplifications: it folds, drops nodes that change
 nothing, and makes one of some, as Gemm of MatMul and Add.
@@ -249,7 +249,7 @@ def _cost(found: Cost, num_frames: int) -> list[str]:
         lines.append(f"the shapes of {found.shapes_from_a_run} values were looked up in a run on zeros")
     if found.left_out:
         ops = ", ".join(f"{op} {count}" for op, count in found.left_out.items())
-        lines.append(f"left out, since their sizes are known only when they run: {ops}")
+        lines.append(f"left out, since what they cost is not known: {ops}")
     return lines
 
 

@@ -165,6 +165,20 @@ def test_what_is_known_only_at_run_time_is_left_out() -> None:
     assert found.activation_bytes == 2 * 4 * 4
 
 
+@pytest.mark.parametrize(
+    "node",
+    [
+        helper.make_node("Einsum", ["x", "w"], ["y"], equation="ij,jk->ik"),
+        helper.make_node("FusedMatMul", ["x", "w"], ["y"], domain="com.microsoft"),
+    ],
+    ids=lambda node: node.op_type,
+)
+def test_products_that_hide_are_left_out_by_name(node: onnx.NodeProto) -> None:
+    made = model([node], {"x": (2, 3)}, ["y"], {"w": (3, 4)})
+    made.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    assert cost(made, {}).left_out == {node.op_type: 1}
+
+
 def test_open_dimensions_are_1_unless_they_are_given() -> None:
     made = one_op("MatMul", ("batch", "time", 3), (3, 4))
     assert open_dimensions(made) == ["batch", "time"]

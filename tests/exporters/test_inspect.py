@@ -176,7 +176,7 @@ def test_a_file_that_onnx_runtime_does_not_load(foreign: Path, capsys: pytest.Ca
     assert inspect.main([str(foreign)]) == 2
     out, err = capsys.readouterr()
     assert "ops         2: MatMul 1, com.example.Relux 1" in out
-    assert "left out, since their sizes are known only when they run: Relux 1" in out
+    assert "left out, since what they cost is not known: Relux 1" in out
     assert re.search(r"^ *MACs, at least +12$", out, re.MULTILINE)
     assert "does not load it" in err
     assert "Relux" in err
