@@ -244,7 +244,7 @@ class TTGRUCell(TTCell):
         gates = self.recurrent_activation(projected[..., : 2 * size] + hidden[..., : 2 * size])
         r, z = gates[..., :size], gates[..., size:]
         if self.reset_after:
-            n = self.activation(torch.addcmul(projected[..., 2 * size :], r, hidden[..., 2 * size :]))
+            n = self.activation(projected[..., 2 * size :] + r * hidden[..., 2 * size :])
         else:
             n = self.activation(projected[..., 2 * size :] + self._candidate(r * seen))
         return (torch.lerp(n, h, z),)
@@ -295,7 +295,7 @@ class TTLSTMCell(TTCell):
         i_f = self.recurrent_activation(gates[..., : 2 * size])
         g = self.activation(gates[..., 2 * size : 3 * size])
         o = self.recurrent_activation(gates[..., 3 * size :])
-        c = torch.addcmul(i_f[..., size:] * c, i_f[..., :size], g)
+        c = i_f[..., size:] * c + i_f[..., :size] * g
         return o * self.activation(c), c
 
     def over_time(self, projected: Tensor, state: State, present: Tensor | None) -> tuple[Tensor, State]:
