@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import socket
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -313,3 +314,33 @@ def test_a_file_may_be_sent_and_the_next_load_undoes_it(tmp_path: Path) -> None:
         assert answered_by(ask(service, frames)) == lies_there
         client.unload_model("new")
         assert not client.is_model_ready("new")
+
+
+def test_whoever_hangs_up_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first request holds the model; those behind it leave before their turn."""
+    lay(tmp_path)
+    frames = clip_input(2, 2, height=8, width=8)
+    tensor = {"name": "frames", "datatype": "UINT8", "shape": list(frames.shape), "data": frames.ravel().tolist()}
+    body = json.dumps({"inputs": [tensor]}).encode()
+    head = b"POST /v2/models/mine/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with serving(tmp_path, max_batch=2) as (service, client), ThreadPoolExecutor(1) as threads:
+        model = service.classifier.repository.find("mine")
+        entered, go_on, run = threading.Event(), threading.Event(), model.session.run
+
+        def held(*batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            entered.set()
+            assert go_on.wait(PATIENCE_S)
+            return run(*batch)
+
+        monkeypatch.setattr(model._line, "_run", held)
+        first = threads.submit(ask, service, frames)
+        assert entered.wait(PATIENCE_S)
+        for _ in range(5):
+            with socket.create_connection(service.address) as connection:
+                connection.sendall(head + body)
+                wait_until(lambda: model.depth >= 2, "its clips are waiting")
+            wait_until(lambda: service.classifier.admission.in_flight == 1, "they are forgotten")
+        go_on.set()
+        answered_by(first.result())
+        (counted,) = client.get_inference_statistics("mine")["model_stats"]
+        assert counted["inference_count"] == 2
