@@ -61,7 +61,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     speed = made.add_argument_group(
         "speed",
         f"The plan is the fastest of the cost model's best {NUM_MEASURED}, measured here. Of those within "
-        f"{NOISE - 1:.0%} of the fastest, which is noise, it is the cost model's first.".replace("%", "%%"),
+        f"{NOISE - 1:.0%} of the fastest, which is noise, it is the cost model's first.",
     ).add_argument
     speed("--target", choices=get_args(Target), default="cpu", help="what the file is to run on (cpu)")
     speed("--precision", choices=get_args(Precision), default="fp32", help="of the frames' projection (fp32)")

@@ -84,7 +84,8 @@ def difference(mine: np.ndarray, theirs: np.ndarray, tolerance: float, where: st
     """
     if mine.shape != theirs.shape:
         raise ParityError(f"{where}: expected the shape {list(theirs.shape)}, got {list(mine.shape)}")
-    error, largest = float(np.abs(mine - theirs).max()), float(np.abs(theirs).max())
+    with np.errstate(invalid="ignore"):  # of two infinities
+        error, largest = float(np.abs(mine - theirs).max()), float(np.abs(theirs).max())
     bound = tolerance * max(1.0, largest)
     if not error <= bound or not math.isfinite(bound):  # also where they are not numbers
         raise ParityError(

@@ -16,7 +16,7 @@ from service.manifest import Manifest, PrecisionReport
 from service.video import Sampling
 from tests.made import random_classifier, tiny_config
 from tests.service.onnx_models import manifest
-from tests.tolerances import PROBABILITY
+from tests.tolerances import LOGITS, PROBABILITY
 from ttmodels.classifier import ClipClassifier
 from ttmodels.contraction import Plan
 
@@ -64,6 +64,9 @@ def test_the_figures_are_torchs() -> None:
     assert 0 < same < 1
     assert found.label_agreement == same
     assert found.max_probability_difference == pytest.approx(float((mine - theirs).abs().max()), abs=PROBABILITY)
+    with torch.inference_mode():
+        logits = [of(frames).logits for of in (other, model)]
+    assert found.max_logit_difference == pytest.approx(float((logits[0] - logits[1]).abs().max()), abs=LOGITS)
     assert found.accuracy_fp32 == (2 * BATCH - 3) / (2 * BATCH)
     labels = np.concatenate([labels for _, labels in clips.all])
     assert found.accuracy == float((mine.argmax(-1).numpy() == labels).mean())

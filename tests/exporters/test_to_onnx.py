@@ -289,6 +289,13 @@ def with_an_option_to_come(path: Path) -> None:
     _with_header(path, lambda header: header | {"ttvideo.model": header["ttvideo.model"][:-1] + ', "attention": true}'})
 
 
+def without_a_tensor(path: Path) -> None:
+    with safe_open(path, "pt") as file:
+        header, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    del tensors["model.head.bias"]
+    save_file(tensors, path, header)
+
+
 def _with_header(path: Path, change: Callable[[dict[str, str]], dict[str, str]]) -> None:
     with safe_open(path, "pt") as file:
         header, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -302,7 +309,8 @@ def _with_header(path: Path, change: Callable[[dict[str, str]], dict[str, str]])
         (broken, "expected a safetensors file, got something else or a broken one"),
         (foreign, "safetensors, but not a checkpoint of ttvideo"),
         (newer, "checkpoint format 2, this code reads up to 1; upgrade ttvideo"),
-        (with_an_option_to_come, "got also ['attention']"),
+        (with_an_option_to_come, "got also ['attention']; upgrade ttvideo"),
+        (without_a_tensor, "expected the tensors of its configuration, got no head.bias"),
         (Path.unlink, "expected a checkpoint (a .safetensors file), found nothing at"),
     ],
 )
@@ -316,6 +324,7 @@ def test_what_is_no_checkpoint_of_ours_is_refused(
     printed = capsys.readouterr().err
     assert message in printed
     assert printed.startswith("error: ")
+    assert str(path) in printed
     assert printed.count("\n") == 1
     assert not (tmp_path / "m.onnx").exists()
 

@@ -96,8 +96,50 @@ def test_foreign_broken_and_newer_files_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="checkpoint format 99, this code reads up to 1"):
         checkpoint.load(path)
     save_file({"weight": torch.zeros(2)}, path, {"ttvideo.format": "1"})
-    with pytest.raises(ValueError, match="header is not complete"):
+    with pytest.raises(ValueError, match=f"^{path}: its header is not complete: expected 'ttvideo.train'$"):
         checkpoint.load(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "message"),
+    [
+        ("ttvideo.model", "{no", "its header is broken: expected JSON, got '{no'"),
+        ("ttvideo.train", "[1]", r"its header does not fit: TrainConfig: expected fields with names, got \[1\]"),
+        ("ttvideo.train", '{"momentum": 1}', r"got also \['momentum'\]; upgrade ttvideo"),
+        ("ttvideo.progress", '{"stage": 1}', r"got also \['stage'\]; upgrade ttvideo"),
+        ("ttvideo.train", '{"epochs": 0}', "its header does not fit: expected positive epochs and batch_size"),
+        ("ttvideo.format", "²", "checkpoint format ², this code reads up to 1; upgrade ttvideo"),
+    ],
+)
+def test_a_header_that_does_not_fit_is_told_with_the_file(key: str, text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    checkpoint.save(path, ClipClassifier(tiny_config()), TrainConfig(), Progress())
+    with safe_open(path, "pt") as file:
+        header = file.metadata()
+    save_file({}, path, header | {key: text})
+    with pytest.raises(ValueError, match=f"^{path}: .*{message}"):
+        checkpoint.load(path)
+
+
+@pytest.mark.parametrize("of_mlp", [False, True])
+def test_tensors_of_another_model_are_told_one_by_one(of_mlp: bool, tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    config = MLPConfig(("a", "b"), (6,), (TTShape((2, 3), (2, 2), (1, 2, 1)),))
+    model = MLPClassifier(config) if of_mlp else ClipClassifier(tiny_config())
+    checkpoint.save(path, model, TrainConfig(), Progress())
+    with safe_open(path, "pt") as file:
+        header, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    shape = list(tensors["model.head.weight"].shape)
+    del tensors["model.head.bias"]
+    tensors |= {"model.head.weight": torch.zeros(5, 7), "model.tail": torch.zeros(1)}
+    save_file(tensors, path, header)
+    expected = (
+        f"{path}: expected the tensors of its configuration, got also tail, "
+        f"head.weight of shape [5, 7] in the place of {shape}, no head.bias"
+    )
+    with pytest.raises(ValueError) as raised:  # noqa: PT011 - the whole text is compared
+        checkpoint.load_any(path).model()
+    assert str(raised.value) == expected
 
 
 def test_networks_are_told_apart(tmp_path: Path) -> None:
