@@ -50,7 +50,8 @@ class Repository:
         on_change: called whenever other models are served than before.
 
     Raises:
-        StartError: no model, a folder that is not there or laid out in another way, a default that is not there.
+        StartError: no model, none that takes whole clips and none to come, a folder that is not there or laid out in
+            another way, a default that is not there.
         InvalidModel: a file that does not keep the contract.
         ProviderUnavailable: CUDA was asked for and cannot be had.
     """
@@ -81,9 +82,11 @@ class Repository:
         for (name, version), path in files.items():
             entry = self._entry(name, version)
             entry.model, entry.state, entry.reason = self._make(entry, self._open(name, version, path)), "READY", ""
-        largest = max(
-            (m.session.clip_manifest().sampling.clip_bytes for m in self.models if not m.clip_fault), default=0
-        )
+        takers = [model for model in self.models if model.clip_fault is None]
+        if not takers and settings.model_control == "none":
+            faults = "; ".join(model.clip_fault or "" for model in self.models)
+            raise StartError(f"expected a model that takes whole clips under {self._where}, found none: {faults}")
+        largest = max((model.session.clip_manifest().sampling.clip_bytes for model in takers), default=0)
         self.max_clip_bytes = largest if settings.model_control == "none" else max(largest, ROOM_BYTES)
         """The largest clip that a model may ask for, now or later."""
 

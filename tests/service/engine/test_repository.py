@@ -8,9 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
+from service.__main__ import main
 from service.engine.repository import Repository, version_key
 from service.errors import InvalidModel, ModelRefused, NotReady, StartError, UnknownModel
+from service.manifest import State
 from service.settings import Settings
 from tests.service import onnx_models
 from tests.service.conftest import PATIENCE_S, eventually
@@ -65,6 +68,36 @@ def test_a_default_by_name_takes_the_latest_and_by_version_that_one(tmp_path: Pa
     assert name_of(served, version="10") == "b/10"
     assert name_of(served, "b") == "b/10"
     assert name_of(served, "b", "2") == "b/2"
+
+
+def lay_streaming(folder: Path, name: str) -> None:
+    """A model that takes pieces of clips, and hands its state on."""
+    whole = onnx_models.manifest(name=name, num_frames=2, height=8, width=8)
+    about = whole.model_copy(update={"states": (State(input="h", output="next_h", dtype="float32", shape=(4,)),)})
+    proto = onnx_models.colours(whole)
+    state, after = (helper.make_tensor_value_info(h, TensorProto.FLOAT, ["batch", 4]) for h in ("h", "next_h"))
+    proto.graph.input.append(state)
+    proto.graph.output.append(after)
+    proto.graph.node.append(helper.make_node("Identity", ["h"], ["next_h"]))
+    helper.set_model_props(proto, about.to_metadata())
+    onnx_models.save(folder, proto, about)
+
+
+def test_no_model_that_takes_whole_clips(tmp_path: Path) -> None:
+    """A streaming model that goes before the only other one by its name and version."""
+    lay_streaming(tmp_path / "models", "a")
+    words = r"expected a model that takes whole clips under .*models or .*bundled, found none: a/1: .* streaming one"
+    with pytest.raises(StartError, match=words):
+        repository(tmp_path, bundled=("a/1",))
+    assert repository(tmp_path, bundled=("a/2",)).max_clip_bytes == 2 * 8 * 8 * 3
+    assert repository(tmp_path, bundled=("a/1",), model_control="explicit").models[0].clip_fault is not None
+
+
+@pytest.mark.parametrize("command", [[], ["classify", "clip.mp4"]], ids=["the server", "classify"])
+def test_the_bundled_model_out_of_reach(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lay_streaming(tmp_path, "moving_digits")
+    assert main(["--models", str(tmp_path), "--provider", "cpu", "--port", "0", *command]) == 2
+    assert "ttvideo: expected a model that takes whole clips under" in capsys.readouterr().err
 
 
 def test_an_unknown_model_is_answered_with_what_there_is(tmp_path: Path) -> None:
