@@ -36,8 +36,8 @@ def report(manifest: Manifest, path: Path) -> str:
         ]
     if (manifest.precision, c.target) == ("fp16", "cpu"):
         lines.append(
-            "note        fp16 is for a GPU (--target cuda) and for a smaller file: ONNX Runtime's CPU computes it in "
-            "fp32, and takes longer than for an fp32 file"
+            "note        fp16 is for GPUs (--target cuda): a CPU computes it in fp32, no faster than an fp32 file and "
+            "less exactly"
         )
     for state in manifest.states:
         shape = ", ".join(map(str, ("batch", *state.shape)))

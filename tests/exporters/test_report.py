@@ -37,10 +37,10 @@ def test_a_plan_that_is_not_the_fastest_is_explained(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("target", "noted"), [("cpu", True), ("cuda", False)])
-def test_fp16_for_a_cpu_is_told_to_be_slower(target: str, noted: bool, tmp_path: Path) -> None:
+def test_fp16_for_a_cpu_is_told_to_be_of_no_use(target: str, noted: bool, tmp_path: Path) -> None:
     contraction = timed(FIRST).model_copy(update={"target": target})
     text = said(tmp_path, precision="fp16", contraction=contraction)
-    assert ("fp16 is for a GPU (--target cuda) and for a smaller file" in text) == noted
+    assert ("fp16 is for GPUs (--target cuda): a CPU computes it in fp32, no faster" in text) == noted
     assert "fp16 is for" not in said(tmp_path, precision="int8", contraction=contraction)
 
 
