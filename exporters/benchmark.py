@@ -40,10 +40,10 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 
-from exporters.cost import weight_bytes
 from exporters.graph import build
 from exporters.inspect import manifest_of, read
 from exporters.timing import RUNS_A_TURN, feeds, in_turns, open_session
+from exporters.weights import weight_bytes
 from service.engine.signature import check, signature
 from service.errors import InvalidModel
 from service.manifest import Manifest

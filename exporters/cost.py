@@ -8,26 +8,22 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper, shape_inference
+from onnx import TensorProto, helper, shape_inference
 
-from exporters.folding import Folded, session
+from exporters.folding import Folded, bodies, session
+from exporters.weights import item_bytes, weight_bytes
 
 VIEWS = {"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Shape", "Size", "Constant"}
 """Ops that ONNX Runtime runs without touching the values."""
 
-RECURRENT = {"RNN", "GRU", "LSTM"}
-
 _NOT_COUNTED = {"If", "Loop", "Einsum", "Attention", "DeformConv"}
 """Ops with products inside that are not told here, as those of other domains than ONNX's own."""
-
-_FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
-_NO_WEIGHTS = {TensorProto.INT64, TensorProto.BOOL, TensorProto.STRING}
 
 
 @dataclass
@@ -62,17 +58,6 @@ class _Tensor:
         return self.size * self.item_bytes
 
 
-@dataclass(frozen=True)
-class Initializers:
-    """Those of a graph and of its bodies, by what they are."""
-
-    parameters: tuple[onnx.TensorProto, ...]
-    identities: tuple[onnx.TensorProto, ...]
-    """Input weights of a recurrence that only hand its gates on, in the op's order: nothing that was learnt."""
-    constants: tuple[onnx.TensorProto, ...]
-    """Shapes, axes, and other whole numbers and flags that are no weights."""
-
-
 _Values = Mapping[str, _Tensor | None]
 """None: not known before a run."""
 
@@ -87,54 +72,6 @@ def fed_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
     """Inputs without a value of their own: old files list their weights among the inputs."""
     weights = {weight.name for weight in graph.initializer}
     return [value for value in graph.input if value.name not in weights]
-
-
-def bodies(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """The graphs inside nodes, at any depth."""
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield attribute.g
-                yield from bodies(attribute.g)
-
-
-def weight_bytes(graph: onnx.GraphProto) -> int:
-    """Of all initializers of a graph and of its bodies, each once."""
-    return num_bytes([weight for each in (graph, *bodies(graph)) for weight in each.initializer])
-
-
-def num_bytes(weights: Iterable[onnx.TensorProto]) -> int:
-    return sum(_weight(weight).num_bytes for weight in weights)
-
-
-def num_values(weights: Iterable[onnx.TensorProto]) -> int:
-    return sum(math.prod(weight.dims) for weight in weights)
-
-
-def initializers(graph: onnx.GraphProto, folder: Path | None = None) -> Initializers:
-    """Tell parameters from what is no parameter.
-
-    Args:
-        folder: where weights lie that the file keeps elsewhere.
-    """
-    graphs = [graph, *bodies(graph)]
-    entering = {node.input[1] for each in graphs for node in each.node if node.op_type in RECURRENT}
-    parameters, identities, constants = [], [], []
-    for weight in (weight for each in graphs for weight in each.initializer):
-        if weight.data_type in _NO_WEIGHTS or (not weight.dims and weight.data_type not in _FLOATS):
-            constants.append(weight)
-        elif weight.name in entering and _hands_on(numpy_helper.to_array(weight, str(folder or ""))):
-            identities.append(weight)
-        else:
-            parameters.append(weight)
-    return Initializers(tuple(parameters), tuple(identities), tuple(constants))
-
-
-def _hands_on(weight: np.ndarray) -> bool:
-    """Whether the weights [directions, gates, inputs] only reorder their input."""
-    return weight.shape[1] == weight.shape[2] and all(
-        ((weight == 0) | (weight == 1)).all() and (weight.sum(axis) == 1).all() for axis in (1, 2)
-    )
 
 
 def folded_macs(folded: Folded) -> int:
@@ -283,12 +220,8 @@ def _known(kind: onnx.TypeProto) -> _Tensor | None:
     dims = kind.tensor_type.shape.dim
     if not kind.tensor_type.HasField("shape") or not all(dim.HasField("dim_value") for dim in dims):
         return None
-    return _Tensor(tuple(dim.dim_value for dim in dims), _item_bytes(kind.tensor_type.elem_type))
+    return _Tensor(tuple(dim.dim_value for dim in dims), item_bytes(kind.tensor_type.elem_type))
 
 
 def _weight(weight: onnx.TensorProto) -> _Tensor:
-    return _Tensor(tuple(weight.dims), _item_bytes(weight.data_type), is_weight=True)
-
-
-def _item_bytes(elem_type: int) -> int:
-    return helper.tensor_dtype_to_np_dtype(elem_type).itemsize
+    return _Tensor(tuple(weight.dims), item_bytes(weight.data_type), is_weight=True)

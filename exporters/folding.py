@@ -66,6 +66,15 @@ def session(model: onnx.ModelProto, folder: Path | None) -> onnxruntime.Inferenc
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[CPU])
 
 
+def bodies(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """The graphs inside nodes, at any depth."""
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield attribute.g
+                yield from bodies(attribute.g)
+
+
 def _taken(
     graph: onnx.GraphProto, weights: dict[str, onnx.TensorProto], known: set[str], *, is_body: bool
 ) -> Iterator[onnx.NodeProto]:

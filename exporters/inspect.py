@@ -44,19 +44,9 @@ import onnx
 import onnxruntime
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from exporters.cost import (
-    Cost,
-    bodies,
-    check_sizes,
-    cost,
-    fed_inputs,
-    folded_macs,
-    initializers,
-    num_bytes,
-    num_values,
-    open_dimensions,
-)
-from exporters.folding import Folded, fold
+from exporters.cost import Cost, check_sizes, cost, fed_inputs, folded_macs, open_dimensions
+from exporters.folding import Folded, bodies, fold
+from exporters.weights import initializers, num_bytes, num_values
 from service.engine.provider import CPU, CUDA, cuda_fault
 from service.errors import InvalidModel
 from service.manifest import METADATA_KEY, Manifest, MLPManifest, ModelFile

@@ -14,9 +14,10 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from exporters.cost import cost, folded_macs, initializers, weight_bytes
+from exporters.cost import cost, folded_macs
 from exporters.folding import fold
 from exporters.inspect import assignment
+from exporters.weights import weight_bytes
 from service.engine.provider import CPU
 from tests.exporters.test_cost import model
 from ttmodels import compress
@@ -97,30 +98,6 @@ def test_a_constant_that_cannot_be_computed_is_named() -> None:
     made = model([helper.make_node("MatMul", ["a", "b"], ["y"])], {}, ["y"], {"a": (3, 4), "b": (3, 4)})
     with pytest.raises(ValueError, match=r"ONNX Runtime [\d.]+ does not compute its constants: .*MatMul"):
         fold(made)
-
-
-def test_parameters_are_told_from_shapes_and_from_an_identity() -> None:
-    """The last GRU's input weights are no reordering: its first row is there twice."""
-    eye = np.eye(6, dtype=np.float32)[None]
-    weights = {
-        "identity": eye,
-        "reordered": eye[:, [2, 3, 0, 1, 4, 5]],
-        "learnt": eye[:, [0, 0, 2, 3, 4, 5]],
-        "hidden": np.ones((1, 6, 2), np.float32),
-        "axes": np.array([0, 1]),
-        "no_steps": np.array(0, np.int32),
-        "scale": np.array(2, np.float32),
-        "quantised": np.ones((2, 2), np.int8),
-    }
-    nodes = [
-        helper.make_node("GRU", ["x", name, "hidden"], [f"y_{name}"], hidden_size=2)
-        for name in ("identity", "reordered", "learnt")
-    ]
-    tensors = [numpy_helper.from_array(value, name) for name, value in weights.items()]
-    found = initializers(helper.make_graph(nodes, "made", [], [], tensors))
-    assert [tensor.name for tensor in found.identities] == ["identity", "reordered"]
-    assert [tensor.name for tensor in found.constants] == ["axes", "no_steps"]
-    assert [tensor.name for tensor in found.parameters] == ["learnt", "hidden", "scale", "quantised"]
 
 
 @pytest.mark.slow
