@@ -121,6 +121,12 @@ def _add_model_options(parser: argparse.ArgumentParser, **default: Any) -> None:
         **default,
     )
     parser.add_argument("--decode-workers", type=int, help="decoder processes (usable cores)", **default)
+    parser.add_argument(
+        "--decode-device",
+        choices=["cpu", "cuda"],
+        help="what decodes videos: the processor, or the GPU --device-id (cpu)",
+        **default,
+    )
     parser.add_argument("--max-pixels", type=int, help="width x height of a video's pictures (36000000)", **default)
     parser.add_argument("--max-duration-s", type=float, help="seconds that a video lasts (600)", **default)
     parser.add_argument("--max-frames", type=int, help="pictures in a video (36000)", **default)

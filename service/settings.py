@@ -9,6 +9,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.video.bounds import Bounds
+from service.video.device import Device
 from service.video.process import Policy
 from service.video.sandbox import Limits, Mode
 
@@ -48,6 +49,8 @@ class Settings(BaseSettings):
     max_streams: Annotated[int, Field(ge=1)] = Bounds.max_streams
     """Streams in a file, of any kind."""
 
+    decode_device: Device = "cpu"
+    """What decodes videos: the processor, or the video engine of the GPU `device_id`."""
     sandbox: Mode = "auto"
     """What holds decoder processes: `auto` what this kernel can, `required` all of it or no start, `off` nothing."""
     decoder_memory_bytes: Annotated[int, Field(ge=1 << 29)] = Limits.address_space_bytes
@@ -74,6 +77,8 @@ class Settings(BaseSettings):
                 max_frames=self.max_frames,
                 max_streams=self.max_streams,
             ),
+            device=self.decode_device,
+            device_id=self.device_id,
             sandbox=self.sandbox,
             limits=Limits(address_space_bytes=self.decoder_memory_bytes),
             max_clips=self.decoder_max_clips,

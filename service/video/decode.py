@@ -5,7 +5,7 @@ Memory is bounded by the clip asked for and by HELD_BYTES: of the decoded pictur
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -16,8 +16,9 @@ from av.packet import Packet
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 
-from service.errors import UndecodableVideo
+from service.errors import NotAVideo, UndecodableVideo
 from service.video.bounds import UNBOUNDED, Bounds
+from service.video.device import CODECS, FORMATS, Accelerator
 from service.video.packets import Fetch, UnforeseenError, by_number, in_order
 from service.video.picture import Orientation, Resizer
 from service.video.probe import open_video, reason, video_stream
@@ -66,6 +67,7 @@ def decode_clip(
     out: np.ndarray | None = None,
     bounds: Bounds = UNBOUNDED,
     threads: int = 1,
+    accelerator: Accelerator | None = None,
 ) -> Clip:
     """Decode the frames of a video file that `sampling` asks for.
 
@@ -76,6 +78,7 @@ def decode_clip(
         bounds: how large the video may be.
         threads: of the decoder. One is best where other clips wait; all cores speed up a large video alone, where not
             all of it must be decoded.
+        accelerator: a GPU to decode what it can; what it cannot comes from the CPU, with a warning.
 
     Raises:
         PictureTooLarge, VideoTooLong, TooManyFrames, TooManyStreams: it is larger than `bounds`.
@@ -91,11 +94,13 @@ def decode_clip(
         timeline = read_timeline(container, stream, bounds, notes)
         selection = select(timeline, sampling)
         take = _Taker(timeline, selection, Resizer(sampling), frames, notes)
-        if (held := timeline.held) is not None and selection.runs:
-            taken = take.selected(stream.codec_context, lambda number, _: held[number])
+        held, rate = timeline.held, stream.average_rate
         container_name, codec = container.format.name.split(",")[0], stream.codec_context.codec.canonical_name
-        rate = stream.average_rate
-    if held is None and selection.runs:
+        if accelerator is None and held is not None and selection.runs:
+            taken = take.selected(stream.codec_context, lambda number, _: held[number])
+    if accelerator is not None:
+        taken = _by_device(accelerator, source, bounds, codec, take)
+    if taken is None and selection.runs and (held is None or accelerator is not None):
         with open_video(source, bounds) as container:
             stream = video_stream(container, bounds, threads=threads)
             taken = take.selected(stream.codec_context, by_number(container, stream, timeline))
@@ -133,6 +138,26 @@ def decode_clip(
     return Clip(frames, info)
 
 
+def _by_device(accelerator: Accelerator, source: Path | int, bounds: Bounds, codec: str, take: _Taker) -> _Taken | None:
+    """What a GPU decodes; None where it cannot, and a note why."""
+    taken, timeline = None, take.timeline
+    if codec not in CODECS:
+        take.notes.add(f"decoded by the CPU: of {codec} a GPU's pictures may differ, or it has no decoder")
+    elif not take.selection.runs:
+        why = timeline.doubt or "it is broken, or begins in the middle"
+        take.notes.add(f"decoded by the CPU, from the first picture on: {why}")
+    else:
+        try:
+            with open_video(source, bounds, accelerator.settings) as container:
+                stream = video_stream(container, bounds)
+                taken = take.selected(stream.codec_context, by_number(container, stream, timeline), FORMATS)
+        except (NotAVideo, RuntimeError):
+            pass  # the file was opened before, so it is the GPU that was not
+        if taken is None:
+            take.notes.add(f"decoded by the CPU: the GPU did not take this {codec} stream")
+    return taken
+
+
 @dataclass(frozen=True)
 class _Taken:
     """Of a clip that is complete: when its frames are shown, and how its first picture looks."""
@@ -152,11 +177,17 @@ class _Taker:
         self.timeline, self.selection, self.resize, self.frames, self.notes = timeline, selection, resize, frames, notes
         self.ticks = [timeline.ticks[pick] for pick in selection.picks]
 
-    def selected(self, context: VideoCodecContext, fetch: Fetch) -> _Taken | None:
-        """Decode only what is needed; None where that does not go as it should, so that nothing may be left out."""
+    def selected(self, context: VideoCodecContext, fetch: Fetch, formats: Collection[str] = ()) -> _Taken | None:
+        """Decode only what is needed; None where that does not go as it should, so that nothing may be left out.
+
+        Args:
+            formats: of pictures; without them any will do.
+        """
         first: VideoFrame | None = None
         try:
             for number, picture in _decode_runs(context, fetch, self.selection.runs):
+                if formats and picture.format.name not in formats:
+                    return None
                 place, *others = self.selection.places[number]
                 self.resize(picture, self.frames[place])
                 for other in others:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import av
 import av.error
+from av.codec.hwaccel import HWAccel
 from av.container import InputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
@@ -78,8 +79,8 @@ def supported() -> dict[str, tuple[str, ...]]:
     return {"containers": formats, "codecs": codecs}
 
 
-def open_video(source: Path | int, bounds: Bounds) -> InputContainer:
-    """Open a file by its path, or by the descriptor of one that is open.
+def open_video(source: Path | int, bounds: Bounds, hwaccel: HWAccel | None = None) -> InputContainer:
+    """Open a file by its path, or by the descriptor of one that is open; with `hwaccel`, to be decoded by a GPU.
 
     Raises:
         NotAVideo: no known container, or none that may be opened.
@@ -93,7 +94,7 @@ def open_video(source: Path | int, bounds: Bounds) -> InputContainer:
         name, options = str(source), options | {"protocol_whitelist": "file"}
     try:
         # The white lists hold whatever the name is: it can choose neither a playlist demuxer nor a network protocol.
-        container = av.open(name, options=options, metadata_errors="replace")
+        container = av.open(name, options=options, metadata_errors="replace", hwaccel=hwaccel)
     except MemoryError:
         raise
     except (av.error.FFmpegError, ValueError) as error:

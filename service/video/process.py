@@ -36,9 +36,10 @@ from pydantic import TypeAdapter
 from service.errors import BY_CODE, NotAVideo, RequestError, StartError, TooMuchMemory, UndecodableVideo
 from service.video.bounds import Bounds
 from service.video.decode import Clip, ClipInfo, decode_clip
+from service.video.device import Accelerator, Device
 from service.video.probe import check_ffmpeg, demux, open_video, video_stream
 from service.video.sampling import Sampling
-from service.video.sandbox import Layer, Limits, Mode, enter
+from service.video.sandbox import DRIVER_NEEDS, Layer, Limits, Mode, enter
 
 log = logging.getLogger(__name__)
 
@@ -72,9 +73,12 @@ class Policy:
     bounds: Bounds = field(default_factory=Bounds)
     sandbox: Mode = "auto"
     limits: Limits = field(default_factory=Limits)
+    device: Device = "cpu"
+    """What decodes."""
+    device_id: int = 0
     max_clips: int = 1000
     max_rss_bytes: int = 512 << 20
-    """A process above it is renewed after its clip."""
+    """A process above it is renewed after its clip. What a GPU's driver takes at the start does not count."""
 
 
 class Decoder:
@@ -95,6 +99,8 @@ class Decoder:
         assert process.pid is not None
         self.pid = process.pid
         self.num_clips = 0
+        self.driver_bytes = 0
+        """Resident from the start on, where a GPU's driver is."""
         self._process, self._slot, self._channel, self._policy = process, slot, channel, policy
         self._reader, self._writer = reader, writer
         self._destroy = weakref.finalize(self, _destroy, process, slot)
@@ -127,6 +133,8 @@ class Decoder:
             if hello["refusal"]:
                 raise StartError(hello["refusal"])
             decoder.layers = tuple(Layer(*layer) for layer in hello["layers"])
+            if policy.device == "cuda":
+                decoder.driver_bytes, _ = _usage(decoder.pid)
         except BaseException:
             decoder.kill()
             raise
@@ -142,7 +150,7 @@ class Decoder:
         if self.num_clips >= self._policy.max_clips:
             return "clips"
         rss_bytes, cpu_s = _usage(self.pid)
-        if rss_bytes > self._policy.max_rss_bytes:
+        if rss_bytes - self.driver_bytes > self._policy.max_rss_bytes:
             return "memory"
         # The other half is for the clip to come.
         return "cpu_time" if cpu_s > self._policy.limits.cpu_s / 2 else None
@@ -230,6 +238,7 @@ def _serve(channel: socket.socket, slot_name: str, policy: Policy) -> None:
     with channel, contextlib.suppress(ConnectionError):
         try:
             check_ffmpeg()
+            accelerator = _accelerator(policy)
             hello: dict[str, Any] = {"refusal": None, "layers": _give_up(policy)}
         except StartError as error:
             hello = {"refusal": str(error)}
@@ -240,7 +249,8 @@ def _serve(channel: socket.socket, slot_name: str, policy: Policy) -> None:
                 break
             job = json.loads(line)
             signal.setitimer(signal.ITIMER_REAL, max(job["limit_s"], 0.001))
-            reply = _run(descriptors[0], Sampling.model_validate(job["sampling"]), slot, policy.bounds, job["threads"])
+            sampling = Sampling.model_validate(job["sampling"])
+            reply = _run(descriptors[0], sampling, slot, policy.bounds, job["threads"], accelerator)
             signal.setitimer(signal.ITIMER_REAL, 0)
             os.close(descriptors[0])
             channel.sendall(json.dumps(reply).encode() + b"\n")
@@ -256,6 +266,19 @@ def _close_pipes() -> None:
                 os.close(descriptor)
 
 
+def _accelerator(policy: Policy) -> Accelerator | None:
+    """Open the GPU, before there is a sandbox that would keep its driver from its files.
+
+    Raises:
+        StartError: it does not decode, or it was asked for beside a sandbox that cannot be.
+    """
+    if policy.device == "cpu":
+        return None
+    if policy.sandbox == "required":
+        raise StartError(f"a full sandbox is required for decoders, and it cannot hold one on a GPU: {DRIVER_NEEDS}")
+    return Accelerator(policy.device_id)
+
+
 def _give_up(policy: Policy) -> list[Layer]:
     """Enter the sandbox.
 
@@ -264,17 +287,24 @@ def _give_up(policy: Policy) -> list[Layer]:
     """
     if policy.sandbox == "off":
         return []
-    layers = enter(policy.limits)
+    layers = enter(policy.limits, with_driver=policy.device == "cuda")
     missing = [f"{layer.name} ({layer.detail})" for layer in layers if not layer.enforced]
     if missing and policy.sandbox == "required":
         raise StartError(f"a full sandbox is required for decoders, and this system lacks {', '.join(missing)}")
     return layers
 
 
-def _run(descriptor: int, sampling: Sampling, slot: SharedMemory, bounds: Bounds, threads: int = 1) -> dict[str, Any]:
+def _run(
+    descriptor: int,
+    sampling: Sampling,
+    slot: SharedMemory,
+    bounds: Bounds,
+    threads: int = 1,
+    accelerator: Accelerator | None = None,
+) -> dict[str, Any]:
     try:
         frames = np.ndarray(sampling.clip_shape, np.uint8, slot.buf)
-        clip = decode_clip(descriptor, sampling, frames, bounds, threads)
+        clip = decode_clip(descriptor, sampling, frames, bounds, threads, accelerator)
         return {"info": asdict(clip.info)}
     except UndecodableVideo as undecodable:
         error = _why_undecodable(descriptor, bounds) or undecodable

@@ -35,6 +35,10 @@ class Limits:
     open_files: int = 32
 
 
+DRIVER_FILES = 1024
+"""A GPU's driver keeps some dozens open."""
+
+
 class Layer(NamedTuple):
     name: str
     enforced: bool
@@ -46,10 +50,18 @@ class _Unavailable(Exception):
     """The kernel cannot, or may not, do what was asked of it."""
 
 
-def enter(limits: Limits) -> list[Layer]:
-    """Give up, in this process and all its threads to come, what decoding does not need. There is no way back."""
+DRIVER_NEEDS = "a GPU's driver opens devices and libraries, and starts threads, while it decodes"
+
+
+def enter(limits: Limits, *, with_driver: bool = False) -> list[Layer]:
+    """Give up, in this process and all its threads to come, what decoding does not need. There is no way back.
+
+    Args:
+        with_driver: whether a GPU's driver works in the process. It can have neither a bound on its address space,
+            of which it reserves more than there is memory, nor Landlock nor the filter.
+    """
     steps: dict[str, Callable[[], str]] = {
-        "limits": lambda: _limit(limits),
+        "limits": lambda: _limit(limits, with_driver),
         "no_new_privileges": _no_new_privileges,
         "landlock": _landlock,
         "seccomp": _seccomp,
@@ -57,28 +69,31 @@ def enter(limits: Limits) -> list[Layer]:
     layers = []
     for name, give_up in steps.items():
         try:
+            if with_driver and name in ("landlock", "seccomp"):
+                raise _Unavailable(DRIVER_NEEDS)
             layers.append(Layer(name, True, give_up()))
         except (_Unavailable, OSError, ValueError) as error:
             layers.append(Layer(name, False, str(error)))
     return layers
 
 
-def _limit(limits: Limits) -> str:
+def _limit(limits: Limits, with_driver: bool) -> str:
+    open_files = DRIVER_FILES if with_driver else limits.open_files
     wanted = {
-        "RLIMIT_AS": limits.address_space_bytes,
         "RLIMIT_CPU": limits.cpu_s,
-        "RLIMIT_NOFILE": limits.open_files,
+        "RLIMIT_NOFILE": open_files,
         "RLIMIT_CORE": 0,
     }
+    space = "any amount"
+    if not with_driver:
+        wanted["RLIMIT_AS"] = limits.address_space_bytes
+        space = f"{limits.address_space_bytes >> 20} MiB"
     for name, value in wanted.items():
         kind = getattr(resource, name)
         _, hard = resource.getrlimit(kind)
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(kind, (value, value))
-    return (
-        f"{limits.address_space_bytes >> 20} MiB of address space, {limits.cpu_s} s of processor time, "
-        f"{limits.open_files} open files, no core dump"
-    )
+    return f"{space} of address space, {limits.cpu_s} s of processor time, {open_files} open files, no core dump"
 
 
 # --- system calls -----------------------------------------------------------------------------------------------

@@ -102,7 +102,7 @@ class DecodePool:
             if isinstance(error, OSError | EOFError):  # of which TimeoutError is one
                 raise StartError(f"a decoder process could not be started: {str(error) or type(error).__name__}")
             raise error
-        log.info("decoder processes: %s", _describe(self.layers))
+        log.info("decoder processes, by %s: %s", self.policy.device, _describe(self.layers))
 
     async def close(self) -> None:
         """End every process. Requests under way get `DecoderCrashed`."""
