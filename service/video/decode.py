@@ -151,7 +151,7 @@ def _by_device(accelerator: Accelerator, source: Path | int, bounds: Bounds, cod
             with open_video(source, bounds, accelerator.settings) as container:
                 stream = video_stream(container, bounds)
                 taken = take.selected(stream.codec_context, by_number(container, stream, timeline), FORMATS)
-        except (NotAVideo, RuntimeError):
+        except (NotAVideo, MemoryError, RuntimeError):
             pass  # the file was opened before, so it is the GPU that was not
         if taken is None:
             take.notes.add(f"decoded by the CPU: the GPU did not take this {codec} stream")
