@@ -25,7 +25,7 @@ def report(manifest: Manifest, path: Path) -> str:
         f"            {c.measured_on}",
         *(f"            {timed.milliseconds:8.3f} ms a clip by {_plan(timed)}" for timed in c.measured),
         *_why_not_the_fastest(c),
-        parity(manifest.parity, "batch and time", weights),
+        parity(manifest.parity, f"batch and time{', clips in pieces' if manifest.states else ''}", weights),
     ]
     if (p := manifest.precision_report) is not None:
         accuracy = "" if p.accuracy is None else f", accuracy {p.accuracy:.4f} (fp32 {p.accuracy_fp32:.4f})"

@@ -64,7 +64,7 @@ class Saved:
         """
         saved = _below(self.tensors, "optimizer.")
         if not saved:
-            raise ValueError("expected the optimiser's state, found only the model: resume from `last`")
+            raise ValueError(f"{self.path}: expected the optimiser's state, found only the model: resume from `last`")
         state: dict[int, dict[str, torch.Tensor]] = {}
         for name, tensor in saved.items():
             index, key = name.split(".", 1)

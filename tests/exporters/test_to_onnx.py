@@ -440,7 +440,9 @@ def test_a_streaming_file_names_its_states(tmp_path: Path, capsys: pytest.Captur
     manifest = Manifest.from_metadata(_metadata(tmp_path / "m.onnx"))
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
     assert [state.input for state in manifest.states] == [i.name for i in session.get_inputs()][2:] == ["h", "c"]
-    assert "h -> next_h, float32 [batch, 1, 16]" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "h -> next_h, float32 [batch, 1, 16]" in printed
+    assert "at 20 sizes of batch and time, clips in pieces\n" in printed
     save(tmp_path / "a.safetensors", tiny_config(bidirectional=True))
     assert to_onnx.main(arguments) == 2
     assert "streaming: expected a model that reads forward" in capsys.readouterr().err

@@ -15,6 +15,7 @@ from torch.utils import _pytree
 
 from tests.tolerances import DOUBLE_RECURRENCE, FROM_TORCH, HALF, RECURRENCE
 from ttmodels import TTGRU, TTLSTM, TTRNN, TTGRUCell, TTLinear, TTLSTMCell, TTRNNCell, compress
+from ttmodels.contraction import Plan
 
 pytestmark = [
     pytest.mark.slow,
@@ -44,6 +45,7 @@ def export(network: nn.Module, make: Make, dims: dict[str, dict[int, str]]) -> o
     used = ops(proto)
     assert not used & {"Loop", "If"}
     assert all(onnx.defs.has(op, max_inclusive_version=proto.opset_import[0].version) for op in used)
+    assert not unused(proto)
     return proto
 
 
@@ -55,6 +57,16 @@ def ops(proto: onnx.ModelProto) -> set[str]:
         return {node.op_type for node in graph.node}.union(*map(of, inner))
 
     return of(proto.graph)
+
+
+def unused(proto: onnx.ModelProto) -> set[str]:
+    """Weights that ONNX Runtime would warn of."""
+    graphs = [proto.graph]
+    for graph in graphs:
+        graphs += [a.g for node in graph.node for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
+    used = {name for graph in graphs for node in graph.node for name in node.input}
+    used |= {output.name for graph in graphs for output in graph.output}
+    return {weight.name for graph in graphs for weight in graph.initializer} - used
 
 
 def run(proto: onnx.ModelProto, inputs: Inputs) -> list[np.ndarray]:
@@ -467,3 +479,21 @@ def test_trains_are_merged_once_and_not_at_every_call(tmp_path: Path) -> None:
         waiting |= set(node.output)
     used = {node.op_type for node in graph.node if node.op_type in {"MatMul", "GRU", "Einsum", "Gemm"}}
     assert used == {"MatMul", "GRU"}
+
+
+def test_a_changed_plan_is_that_of_the_graph(tmp_path: Path) -> None:
+    """What ONNX Runtime keeps of a layer once it has loaded the file: the dense matrix, or two small factors."""
+    layer = TTLinear((8, 16, 16), (8, 8, 8), 8)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    kept = {}
+    for groups in ((3,), (1, 2)):
+        if groups != (3,):  # which is its own choice
+            layer.plan = Plan(groups)
+        proto = export(layer, lambda b, t: {"x": frames(b, t, 2048)}, {"x": BATCH_AND_TIME})
+        onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        weights = onnx.load(tmp_path / "optimised.onnx").graph.initializer
+        kept[groups] = sum(onnx.numpy_helper.to_array(weight).size for weight in weights)
+    assert kept[3,] == pytest.approx(2048 * 512, rel=0.01)
+    assert kept[1, 2] == pytest.approx(8 * 8 * 8 + 256 * 64 * 8, rel=0.01)

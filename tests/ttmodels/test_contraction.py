@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from tests.tolerances import CONTRACTION, DOUBLE, GRADIENT
 from ttmodels import contraction, products
-from ttmodels.contraction import MACHINES, Plan, all_plans, choose_plan, cost, merge, merge_flops, steps
+from ttmodels.contraction import MACHINES, Plan, all_plans, choose_plan, cost, merge, merge_flops, onnx_plan, steps
 from ttmodels.initialisers import random_cores
 from ttmodels.tensor_train import TTShape, full
 
@@ -205,3 +206,25 @@ def test_the_plan_depends_on_what_the_planner_is_told() -> None:
     assert all(plain[0] != plans for plans in plain[1:])
     for name, change in changes.items():
         assert plain != [[choose_plan(shape, count, **change) for shape in shapes] for count in rows], name
+
+
+@pytest.mark.parametrize(
+    ("shape", "groups"),
+    [
+        (TTShape.make((4, 8, 8, 8), (4, 4, 4, 8), 8), (2, 2)),  # half the work of the dense matrix
+        (TTShape.make((8, 8, 8), (4, 8, 8), 4), (1, 2)),
+        (TTShape.make((8, 16, 16), (8, 8, 8), 8), (3,)),  # as much work
+        (TTShape.make((8, 8, 16), (8, 8, 4), 2), (1, 2)),
+        (TTShape.make((4, 8, 8), (4, 4, 4), 2), (3,)),  # a matrix that fits any cache
+        (FRAME, choose_plan(FRAME, 256, merged_once=True).groups),
+    ],
+    ids=str,
+)
+def test_an_exported_train_is_dense_only_where_that_is_faster(shape: TTShape, groups: tuple[int, ...]) -> None:
+    plan = onnx_plan(shape, 256)
+    assert plan.groups == groups
+    dense = Plan((shape.num_cores,))
+    if len(groups) > 1:
+        assert cost(plan, shape, 256).flops < 0.7 * cost(dense, shape, 256).flops
+        weights = sum(math.prod(factor) for factor in plan.factor_shapes(shape))
+        assert weights < shape.in_features * shape.out_features / 4

@@ -149,6 +149,18 @@ def test_a_given_plan_is_used(plan: Plan | None) -> None:
         assert f"{plan.groups} {plan.direction}" in layer.summary()
 
 
+def test_the_plan_may_be_changed() -> None:
+    layer = TTLinear((4, 5, 6), (3, 2, 4), 3, bias=False)
+    x = torch.randn(7, 120)
+    for plan in (Plan((1, 2)), Plan((3,)), None):
+        layer.plan = plan
+        assert torch.equal(layer(x), contraction.apply(x, list(layer.cores), layer.plan_for(7), layer.shape))
+        assert layer.plan_for(1) == plan or plan is None
+        assert (layer._onnx_route.plan == plan) == (plan is not None)
+    with pytest.raises(ValueError, match=r"plan \(1, 1\) is for 2 cores, expected 3"):
+        layer.plan = Plan((1, 1))
+
+
 def test_the_plan_is_chosen_for_the_rows_at_hand() -> None:
     layer = TTLinear((16, 15, 15, 16), (4, 4, 4, 4), 16)
     assert len({layer.plan_for(rows) for rows in (1, 16, 256, 4096)}) > 1

@@ -54,6 +54,7 @@ def test_it_learns_and_is_evaluated(folder: Path, tmp_path: Path, capsys: pytest
     assert figures["num_clips"] == 48
     assert sum(map(sum, figures["confusion"])) == 48
     assert figures["accuracy"] >= 0.9
+    assert figures["checkpoint_sha256"] == checkpoint.load(tmp_path / "run" / "best.safetensors").sha256
 
 
 def test_every_form_of_the_recurrence_is_an_option(
@@ -271,6 +272,8 @@ def test_evaluation_says_what_it_did_not_see(folder: Path, tmp_path: Path, capsy
     assert "%|" not in printed.err  # bars are for terminals
     assert evaluation.main([best, "--data", str(folder), "--write", str(tmp_path)]) == 2
     assert "--write: expected a file to write, found a folder" in capsys.readouterr().err
+    assert evaluation.main([best, "--data", str(folder), "--write", best]) == 2
+    assert "--write: expected another file than what is read" in capsys.readouterr().err
     assert evaluation.main([str(folder / "left" / "0.mp4"), "--data", str(folder)]) == 2
     assert "expected a safetensors file" in capsys.readouterr().err
 
