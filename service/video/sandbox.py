@@ -77,7 +77,7 @@ def enter(limits: Limits, *, with_driver: bool = False) -> list[Layer]:
     return layers
 
 
-def _limit(limits: Limits, with_driver: bool) -> str:
+def _limit(limits: Limits, with_driver: bool = False) -> str:
     open_files = DRIVER_FILES if with_driver else limits.open_files
     wanted = {
         "RLIMIT_CPU": limits.cpu_s,

@@ -1,10 +1,10 @@
-"""What 16 frames of a video cost: `python -m tests.benchmarks.decode [--runs 5] [--clips 3s,30s,10min] [--json FILE]`.
+"""What 16 frames of a video cost: `python -m tests.benchmarks.decode [--runs 5] [--clips 3s,30s] [--device cuda]`.
 
 Every contender takes the same 16 frames, spread evenly over the clip, as 160 x 120 RGB, on one thread, one after the
 other in turns. OpenCV, decord2 and torchcodec take part where they are installed (torchcodec needs FFmpeg's libraries
 beside it). "needed" decodes and scales the packets that are needed and does nothing else: they lie in memory, and the
 decoder is open. Clips are made once and kept in --cache: H.264 with B-frames, a keyframe every 250 frames, or every
-second in those that end in "g". Those of 10 minutes repeat one of 10 seconds.
+second in those that end in "g". Those of 10 minutes repeat one of 10 seconds. With --device cuda a GPU takes part.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import numpy as np
 
 from service.video import Sampling, decode_clip
 from service.video.bounds import UNBOUNDED
+from service.video.device import Accelerator
 from service.video.picture import Resizer
 from service.video.probe import open_video, video_stream
 from service.video.selection import select
@@ -179,8 +180,10 @@ def torchcodec(path: Path, mode: str) -> object:
     return torch.nn.functional.interpolate(frames, (SAMPLING.height, SAMPLING.width), mode="bilinear")
 
 
-def contenders(path: Path, num_pixels: float) -> dict[str, Contender]:
+def contenders(path: Path, num_pixels: float, accelerator: Accelerator | None) -> dict[str, Contender]:
     found: dict[str, Contender] = {"needed": needed(path), "ttvideo": lambda: decode_clip(path, SAMPLING)}
+    if accelerator is not None:
+        found["ttvideo, GPU"] = lambda: decode_clip(path, SAMPLING, accelerator=accelerator)
     whole = num_pixels < TOO_MUCH
     if whole:
         found["everything"] = lambda: everything(path)
@@ -202,15 +205,17 @@ def main() -> None:
     parser.add_argument("--sizes", default=",".join(SIZES))
     parser.add_argument("--clips", default=",".join(SECONDS))
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "ttvideo-decode-clips")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    accelerator = Accelerator() if options.device == "cuda" else None
     print(machine_line())
     figures: dict[str, dict[str, float]] = {}
     for size in options.sizes.split(","):
         for name in options.clips.split(","):
             path = clip(options.cache, size, name)
             width, height = SIZES[size]
-            calls = contenders(path, width * height * RATE * SECONDS[name])
+            calls = contenders(path, width * height * RATE * SECONDS[name], accelerator)
             took = {call: 1e3 * median for call, median in medians(in_turn(calls, options.runs, hopeless=30)).items()}
             figures[f"{size} {name}"] = took
             print(f"\n{size} {name}, {path.stat().st_size / 1e6:.1f} MB")

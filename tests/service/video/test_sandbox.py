@@ -271,7 +271,7 @@ def test_the_filter_of_each_architecture(machine: str, numbers: dict[str, int]) 
 
 def test_a_required_sandbox_that_cannot_be_had_is_no_start(monkeypatch: pytest.MonkeyPatch) -> None:
     layers = [Layer("limits", True, "all"), Layer("landlock", False, "this kernel has no Landlock")]
-    monkeypatch.setattr(process, "enter", lambda limits: layers)
+    monkeypatch.setattr(process, "enter", lambda limits, with_driver: layers)
     assert process._give_up(Policy(sandbox="auto")) == layers
     assert process._give_up(Policy(sandbox="off")) == []
     with pytest.raises(StartError, match=r"lacks landlock \(this kernel has no Landlock\)"):
@@ -284,6 +284,23 @@ def test_a_limit_that_is_tighter_already_stays() -> None:
         "print(sandbox._limit(sandbox.Limits())); print(resource.getrlimit(resource.RLIMIT_NOFILE))"
     )
     assert python(script).stdout.splitlines()[1] == "(20, 20)"
+
+
+def test_beside_a_driver_what_can_hold_does() -> None:
+    script = (
+        "import json, resource, sandbox; said = sandbox.enter(sandbox.Limits(cpu_s=77), with_driver=True);"
+        "kinds = [resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_CORE];"
+        "print(json.dumps([said, [resource.getrlimit(kind) for kind in kinds], len(open('/proc/self/status').read())]))"
+    )
+    layers, limits, read = json.loads(python(script).stdout)
+    assert {name: held for name, held, _ in layers} == {
+        "limits": True, "no_new_privileges": True, "landlock": False, "seccomp": False
+    }  # fmt: skip
+    assert layers[0][2].startswith("any amount of address space, 77 s")
+    assert layers[3][2] == sandbox.DRIVER_NEEDS
+    assert limits[1:] == [[77, 77], [0, 0]]
+    assert limits[0][0] == -1 or limits[0][0] > 4 << 30
+    assert read > 0
 
 
 def test_a_decoder_holds_nothing_but_its_channel_and_its_memory() -> None:
