@@ -94,7 +94,7 @@ def decode_clip(
         timeline = read_timeline(container, stream, bounds, notes)
         selection = select(timeline, sampling)
         take = _Taker(timeline, selection, Resizer(sampling), frames, notes)
-        held, rate = timeline.held, stream.average_rate
+        held = timeline.held
         container_name, codec = container.format.name.split(",")[0], stream.codec_context.codec.canonical_name
         if accelerator is None and held is not None and selection.runs:
             taken = take.selected(stream.codec_context, lambda number, _: held[number])
@@ -126,7 +126,7 @@ def decode_clip(
         width=width,
         height=height,
         duration_s=timeline.seconds(timeline.end - first),
-        frame_rate=float(rate) if rate else None,
+        frame_rate=float(timeline.rate) if timeline.rate else None,
         num_frames=len(timeline.ticks),
         rotation=orientation.rotation,
         mirrored=orientation.mirrored,

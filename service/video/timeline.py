@@ -20,8 +20,14 @@ HELD_BYTES = 8 << 20
 """The packets of a file up to this size stay in memory. Of a larger one, those that are needed are read a second time:
 filling fresh memory takes as long as reading."""
 
-_NO_PRESENTATION_TIME = {"avi"}
+_NO_TIME = {"h264", "hevc"}
+"""Streams without a container, of which FFmpeg gives out packets without times."""
+
+_NO_PRESENTATION_TIME = {"avi"} | _NO_TIME
 """Containers that store decoding order only: their n-th picture on display carries the n-th smallest time stamp."""
+
+_USUAL_RATE = Fraction(25)
+"""Of a stream that says none; the one that FFmpeg and players take."""
 
 _STATE_IN_PACKETS = ("new_extradata", "palette", "param_change")
 """Side data of a packet that the decoder remembers."""
@@ -47,6 +53,8 @@ class Timeline:
     end: int
     """When the last picture ends."""
     time_base: Fraction
+    rate: Fraction | None
+    """Pictures a second, as the file says."""
     stored: bool
     """Whether the container stores presentation times, so that a picture's own may be trusted."""
     numbers: list[int]
@@ -105,7 +113,13 @@ def read_timeline(container: InputContainer, stream: VideoStream, bounds: Bounds
     else:
         if natures and natures[-1].broken:
             notes.add("the file breaks off in the middle of a picture")
-    base = stream.time_base or Fraction(1, 25)
+    base, rate = stream.time_base or Fraction(1, 25), stream.average_rate
+    if container.format.name in _NO_TIME:
+        rate = stream.codec_context.framerate
+        if not rate:
+            rate = _USUAL_RATE
+            notes.add(f"the stream does not say its frame rate; {rate} a second is assumed")
+        dts = [int(i / rate / base) for i in range(len(natures))]
     stored = container.format.name not in _NO_PRESENTATION_TIME and pts.count(None) <= dts.count(None)
     times = pts if stored else dts
     shown = [i for i, nature in enumerate(natures) if not nature.hidden and i not in discarded]
@@ -132,6 +146,7 @@ def read_timeline(container: InputContainer, stream: VideoStream, bounds: Bounds
         ticks,
         ticks[-1] + max(last_duration, 1),
         base,
+        rate,
         stored,
         [] if doubt else numbers,
         times,

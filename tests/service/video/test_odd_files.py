@@ -16,6 +16,7 @@ from av.video.stream import VideoStream
 
 from service.video import Clip, Sampling, decode_clip
 from service.video.bounds import UNBOUNDED
+from service.video.picture import Resizer
 from service.video.probe import open_video, video_stream
 from service.video.selection import Selection, select
 from service.video.timeline import Notes, Timeline, read_timeline
@@ -228,6 +229,41 @@ def test_a_picture_of_non_square_pixels_fills_the_frame_like_any_other(tmp_path:
     with av.open(str(tmp_path / "a.mp4")) as container:
         assert container.streams.video[0].sample_aspect_ratio == Fraction(2)
     same_as_plain(tmp_path / "a.mp4")
+
+
+X265 = {"preset": "ultrafast", "x265-params": "log-level=none"}
+NO_RATE = X265 | {"x265-params": "log-level=none:vui-timing-info=0"}
+
+
+@pytest.mark.parametrize("bf", [0, 2])
+@pytest.mark.parametrize(
+    ("codec", "options", "rate"),
+    [("libx264", X264.options, 30), ("libx265", X265, 30), ("libx265", NO_RATE, 25)],
+)
+def test_a_stream_without_a_container_has_times_by_its_rate(
+    codec: str, options: dict[str, str], rate: int, bf: int, tmp_path: Path
+) -> None:
+    path = tmp_path / {"libx264": "a.h264", "libx265": "a.hevc"}[codec]
+    make(path, Recipe(path.suffix[1:], codec, options, bf=bf, rate=Fraction(30)))
+    clip, whole = decode_clip(path, SAMPLING), decode_pictures(path)
+    assert len(whole) == 40
+    chosen = [(2 * i + 1) * 40 // 18 for i in range(9)]
+    assert clip.info.times_s == pytest.approx([i / rate for i in chosen], abs=1e-5)
+    assert (clip.info.frame_rate, clip.info.num_frames) == (rate, 40)
+    assert clip.info.duration_s == pytest.approx(40 / rate, abs=1e-5)
+    assert clip.info.warnings == (
+        ("the stream does not say its frame rate; 25 a second is assumed",) if rate == 25 else ()
+    )
+    assert bool(planned(path)[1].runs) == (bf == 0)
+    for place, index in enumerate(chosen):
+        pixels = np.empty((24, 32, 3), np.uint8)
+        Resizer(SAMPLING)(whole[index], pixels)
+        assert np.array_equal(clip.frames[place], pixels)
+
+
+def decode_pictures(path: Path) -> list[av.VideoFrame]:
+    with av.open(str(path)) as container:
+        return list(container.decode(video=0))
 
 
 # ---- beside the video
