@@ -60,7 +60,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     add("--streaming", action="store_true", help="a graph that takes a clip in pieces, and its state in and out")
     speed = made.add_argument_group(
         "speed",
-        f"The plan is the fastest of the cost model's best {NUM_MEASURED}, measured here. Of those within "
+        f"The plan is the fastest of the cost model's best {NUM_MEASURED}, measured here; of those within\n"
         f"{NOISE - 1:.0%} of the fastest, which is noise, it is the cost model's first.",
     ).add_argument
     speed("--target", choices=get_args(Target), default="cpu", help="what the file is to run on (cpu)")

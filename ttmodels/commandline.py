@@ -112,9 +112,10 @@ def check_output(option: str, out: Path | None, *inputs: Path | None) -> None:
         return
     if out.is_dir():
         raise ValueError(f"{option}: expected a file to write, found a folder at {out}")
-    place = out.resolve()
     for source in inputs:
-        if source is None or not out.exists():
+        if source is None or not source.exists() or not out.exists():
             continue
-        if out.samefile(source) if not source.is_dir() and source.exists() else source.resolve() in place.parents[1:]:
-            raise ValueError(f"{option}: expected another file than what is read, got {out}, which is of {source}")
+        inside = source.is_dir() and source.resolve() in out.resolve().parents[1:]
+        if inside or out.samefile(source):
+            where = f"a file of {source}" if inside else f"which is {source}"
+            raise ValueError(f"{option}: expected another file than what is read, got {out}, {where}")

@@ -236,9 +236,8 @@ def known(kind: type, text: str) -> dict[str, Any]:
     values: dict[str, Any] = json.loads(text)
     if not isinstance(values, dict):
         raise ValueError(f"{kind.__name__}: expected fields with names, got {text:.40}")
-    expected = {f.name for f in dataclasses.fields(kind)}
-    if unknown := set(values) - expected:
+    if unknown := set(values) - {f.name for f in dataclasses.fields(kind)}:
         raise ValueError(
-            f"{kind.__name__}: expected the fields {sorted(expected)}, got also {sorted(unknown)}; upgrade ttvideo"
+            f"{kind.__name__}: expected fields of this version, got also {sorted(unknown)}; upgrade ttvideo"
         )
     return values
