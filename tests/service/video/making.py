@@ -124,3 +124,28 @@ def remux(
         for packet in change([packet for packet in container.demux(video=0) if packet.size]):
             packet.stream = stream
             output.mux(packet)
+
+
+VOP = b"\0\0\1\xb6"
+NOT_CODED = VOP + b"\x50\x4f"
+"""A P-VOP with vop_coded 0, of a stream whose times have 5 bits."""
+DIVX_PACKED = b"\0\0\1\xb2DivX503b1393p"
+"""User data by which decoders know a packed stream."""
+
+
+def pack_b_frames(packets: list[Packet]) -> list[Packet]:
+    """MPEG-4 as XviD puts it into AVI, which has no times for B-frames: each shares a packet with the picture that is
+    decoded before it and shown after it, and a picture that is not coded takes its place. For `remux`, of bf 1."""
+    packed = [bytes(packet) for packet in packets]
+    for number, data in enumerate(packed):
+        head, vop, picture = data.partition(VOP)
+        if head:
+            head = head.split(b"\0\0\1\xb2")[0] + DIVX_PACKED
+        packed[number] = head + vop + picture
+        if picture[0] >> 6 == 2:
+            packed[number - 1 : number + 1] = packed[number - 1] + packed[number], NOT_CODED
+    for number, packet in enumerate(packets):
+        packets[number] = Packet(packed[number])
+        packets[number].dts = packets[number].pts = packet.dts
+        packets[number].time_base, packets[number].is_keyframe = packet.time_base, packet.is_keyframe
+    return packets

@@ -20,7 +20,7 @@ from service.video.picture import Resizer
 from service.video.probe import open_video, video_stream
 from service.video.selection import Selection, select
 from service.video.timeline import Notes, Timeline, read_timeline
-from tests.service.video.making import Recipe, make, remux, scenery
+from tests.service.video.making import VOP, Recipe, make, pack_b_frames, remux, scenery
 from tests.service.video.plainly import decode_whole
 
 SAMPLING = Sampling(num_frames=9, height=24, width=32)
@@ -181,6 +181,18 @@ def test_pictures_before_a_cut_are_decoded_and_not_shown(tmp_path: Path) -> None
     assert clip.info.num_frames == 25
     assert clip.info.pts_s[0] >= 0
     assert planned(tmp_path / "b.mp4")[1].runs[0].packets[0] == 0
+
+
+def test_packed_b_frames(tmp_path: Path) -> None:
+    make(tmp_path / "a.avi", Recipe("avi", "mpeg4", {"sc_threshold": "1000000000"}, bf=1))
+    remux(tmp_path / "a.avi", tmp_path / "b.avi", pack_b_frames)
+    with av.open(str(tmp_path / "b.avi")) as container:
+        held = [bytes(packet).count(VOP) for packet in container.demux(video=0) if packet.size]
+    assert held.count(2) > 15
+    clip = same_as_plain(tmp_path / "b.avi")
+    assert clip.info.num_frames == 40
+    assert not planned(tmp_path / "b.avi")[1].runs
+    assert np.array_equal(clip.frames, decode_clip(tmp_path / "a.avi", SAMPLING).frames)
 
 
 def test_a_stream_that_begins_in_the_middle_of_a_group(tmp_path: Path) -> None:
