@@ -75,7 +75,9 @@ def plain(error: Exception) -> str:
 
     if isinstance(error, ValidationError):
         faults = [
-            f"{'.'.join(map(str, fault['loc'])) or error.title}: {fault['msg']}, got {fault['input']!r:.100}"
+            str(fault["ctx"]["error"])
+            if fault["type"] == "value_error"
+            else f"{'.'.join(map(str, fault['loc'])) or error.title}: {fault['msg']}, got {fault['input']!r:.100}"
             for fault in error.errors()
         ]
         return "; ".join(faults)

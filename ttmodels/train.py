@@ -17,6 +17,7 @@ import math
 import shlex
 import sys
 import time
+import typing
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -190,7 +191,7 @@ def _summary(model: ClipClassifier, train_data: DecodedClips, valid_data: Decode
     lines = [
         f"classes          {len(config.labels)}: {', '.join(config.labels)}",
         f"clips            {len(train_data)} to train on, {len(valid_data)} to choose by",
-        f"sampling         {sampling.num_frames} frames of {sampling.width}x{sampling.height}, {sampling.policy}",
+        f"sampling         {sampling.num_frames} frames of {sampling.width}x{sampling.height}, {_policy(sampling)}",
         f"TT-{config.cell.upper():<13} {shape.input_modes} -> {shape.output_modes}, ranks {shape.tt_ranks}",
         f"layers           {config.num_layers}, {'both directions' if config.bidirectional else 'forward'}",
     ]
@@ -198,6 +199,14 @@ def _summary(model: ClipClassifier, train_data: DecodedClips, valid_data: Decode
         f"{name:<16} {count:>9,} parameters, {times:>10,.1f} times fewer than dense" for name, count, times in sizes
     ]
     return "\n".join(lines)
+
+
+def _policy(sampling: Sampling) -> str:
+    if sampling.policy == "rate":
+        return f"{sampling.rate:g} a second"
+    if sampling.policy == "windows":
+        return f"windows of {sampling.window_length}, one every {sampling.window_stride} frames"
+    return sampling.policy
 
 
 def _new_run(labels: tuple[str, ...], given: dict[str, Any]) -> tuple[ModelConfig, TrainConfig]:
@@ -231,7 +240,7 @@ def _resumed_run(saved: Checkpoint, given: dict[str, Any]) -> tuple[ModelConfig,
         rank = max(model.tt_ranks)
     has = {
         **{name: getattr(model, name) for name in ("input_modes", "output_modes", *_options(ModelConfig))},
-        **{name: getattr(model.sampling, name) for name in ("num_frames", "width", "height")},
+        **{name: getattr(model.sampling, name) for name in Sampling.model_fields},
         **dataclasses.asdict(config),
         "hidden": model.hidden_size,
         "rank": rank,
@@ -271,6 +280,11 @@ def _form(default: object, choices: tuple[str, ...] | None = None) -> dict[str, 
     return {"type": str if default is None else type(default), "choices": choices}
 
 
+def _choices(name: str) -> tuple[str, ...]:
+    """Of a field of `Sampling`."""
+    return typing.get_args(Sampling.model_fields[name].annotation)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m ttmodels.train",
@@ -294,9 +308,26 @@ def _parser() -> argparse.ArgumentParser:
 
     model = parser.add_argument_group("model")
     sampling = Sampling()
+    add(
+        model,
+        "policy",
+        sampling.policy,
+        "which frames: spread over the clip's time, at a --rate, the first, windows of frames in a row, or keyframes",
+        choices=_choices("policy"),
+    )
     add(model, "num_frames", sampling.num_frames, "frames taken of a clip")
+    add(model, "rate", None, "frames a second, of --policy rate", type=float)
+    add(model, "window_length", None, "frames in a window, of --policy windows", type=int)
+    add(
+        model,
+        "window_stride",
+        None,
+        "frames from the start of a window to that of the next, of --policy windows",
+        type=int,
+    )
     add(model, "width", sampling.width, "of these frames, in pixels")
     add(model, "height", sampling.height, "of these frames, in pixels")
+    add(model, "resize_filter", sampling.resize_filter, "how they are made smaller", choices=_choices("resize_filter"))
     add(model, "hidden", HIDDEN_SIZE, "units of the recurrence")
     add(model, "rank", RANK, "inner TT-rank")
     modes = {"type": int, "nargs": "+"}

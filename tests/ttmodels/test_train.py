@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from service.manifest import Metrics
+from service.video import Sampling
 from tests.made import write_folder
 from ttmodels import checkpoint
 from ttmodels import evaluate as evaluation
@@ -75,6 +76,38 @@ def test_every_form_of_the_recurrence_is_an_option(
     printed = capsys.readouterr().err
     assert "the run to resume has --bidirectional, no --reset-after, --recurrent-ranks 2 3 2" in printed
     assert "got no --bidirectional, --reset-after, --recurrent-ranks 2." in printed
+
+
+@pytest.mark.parametrize(
+    ("options", "shown", "sampling"),
+    [
+        (["--policy", "rate", "--rate", "7.5"], "7.5 a second", {"policy": "rate", "rate": 7.5}),
+        (
+            ["--policy", "windows", "--window-length", "2", "--window-stride", "5", "--resize-filter", "bicubic"],
+            "windows of 2, one every 5 frames",
+            {"policy": "windows", "window_length": 2, "window_stride": 5, "resize_filter": "bicubic"},
+        ),
+    ],
+)
+def test_how_frames_are_taken_is_an_option(
+    options: list[str],
+    shown: str,
+    sampling: dict[str, object],
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(folder, tmp_path / "run", "--epochs", "1", *options) == 0
+    assert f"6 frames of 16x12, {shown}" in capsys.readouterr().out
+    expected = Sampling(num_frames=6, width=16, height=12, **sampling)  # type: ignore[arg-type]
+    assert checkpoint.load(tmp_path / "run" / "best.safetensors").model_config.sampling == expected
+    assert bare(folder, tmp_path / "run", "--resume", "--epochs", "2") == 0
+    last = checkpoint.load(tmp_path / "run" / "last.safetensors")
+    assert (last.model_config.sampling, last.progress.epoch) == (expected, 2)
+    assert bare(folder, tmp_path / "run", "--resume", "--epochs", "3", *options) == 0
+    capsys.readouterr()
+    assert bare(folder, tmp_path / "run", "--resume", "--policy", "first") == 2
+    assert f"the run to resume has --policy {expected.policy}; got --policy first." in capsys.readouterr().err
 
 
 def interrupt_after(epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,6 +225,8 @@ def test_of_equally_accurate_epochs_the_one_with_the_lower_loss_is_the_best(
     [
         (["--learning-rate", "-1"], "expected a positive learning_rate, got -1.0"),
         (["--num-frames", "0"], "num_frames: Input should be greater than or equal to 1, got 0"),
+        (["--policy", "rate"], "policy 'rate': expected rate, got none"),
+        (["--window-length", "2"], "policy 'uniform': expected no parameters, got window_length"),
         (["--device", "abacus"], "--device abacus: "),
         (["--hidden", "8", "--output-modes", "2", "2", "2", "2"], "output_modes for the hidden size (2, 2, 2, 2)"),
         (["--mirror-horizontal", "left=up"], "expected pairs LABEL=LABEL"),
