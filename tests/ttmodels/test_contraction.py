@@ -214,6 +214,7 @@ def test_the_plan_depends_on_what_the_planner_is_told() -> None:
         (TTShape.make((4, 8, 8, 8), (4, 4, 4, 8), 8), (2, 2)),  # half the work of the dense matrix
         (TTShape.make((8, 8, 8), (4, 8, 8), 4), (1, 2)),
         (TTShape.make((8, 16, 16), (8, 8, 8), 8), (3,)),  # as much work
+        (TTShape.make((4, 4, 8, 8), (4, 4, 8, 8), 12), (4,)),  # nearly as much
         (TTShape.make((8, 8, 16), (8, 8, 4), 2), (1, 2)),
         (TTShape.make((4, 8, 8), (4, 4, 4), 2), (3,)),  # a matrix that fits any cache
         (FRAME, choose_plan(FRAME, 256, merged_once=True).groups),
