@@ -32,7 +32,7 @@ class Builder:
     def constant(self, array: np.ndarray | torch.Tensor | list[int], name: str) -> ir.Value:
         """A named initializer; lists are int64 shapes."""
         values = array.detach().cpu().numpy() if isinstance(array, torch.Tensor) else np.asarray(array)
-        return self.tape.initializer(ir.tensor(np.ascontiguousarray(values)), name=self._unused(name))
+        return self.tape.initializer(ir.tensor(np.asarray(values, order="C")), name=self._unused(name))
 
     def _unused(self, name: str) -> str:
         taken = {value.name for value in self.tape.initializers}

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 import torch
 from onnx import checker, helper
@@ -141,6 +142,24 @@ def test_what_cuda_does_not_take_is_no_native_op_there(options: dict[str, Any], 
     model = random_classifier(tiny_config(**options))
     assert bool({"RNN", "GRU", "LSTM"} & set(op_types(check(model, target="cuda")))) == native
     assert {"RNN", "GRU", "LSTM"} & set(op_types(check(model, target="cpu")))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_whoever_runs_a_file_may_fix_its_sizes(streaming: bool) -> None:
+    """ONNX Runtime then evaluates at load what depends on them, and is strict about it."""
+    model = random_classifier(tiny_config())
+    options = onnxruntime.SessionOptions()
+    options.add_free_dimension_override_by_name("time", 6)
+    options.add_free_dimension_override_by_name("batch", 2)
+    data = exported(model, streaming=streaming).SerializeToString()
+    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    frames = random_clips(2, 6)
+    feeds = {"frames": frames.numpy(), "lengths": np.array([6, 3], np.int32)}
+    for state in states.of(model) if streaming else ():
+        feeds[state.input] = np.zeros((2, *state.shape), state.dtype)
+    with torch.inference_mode():
+        want = model(frames, torch.tensor([6, 3]))[0]
+    assert np.abs(session.run(["logits"], feeds)[0] - want.numpy()).max() < EXPORTED * float(want.abs().max())
 
 
 def test_a_model_that_reads_backwards_does_not_stream() -> None:
