@@ -278,6 +278,16 @@ def decode_pictures(path: Path) -> list[av.VideoFrame]:
         return list(container.decode(video=0))
 
 
+@pytest.mark.parametrize("kept", [1.0, 0.7])
+def test_theora(kept: float, tmp_path: Path) -> None:
+    """PyAV has no encoder: theora.ogv is 20 pictures of `scenery`, made by FFmpeg's command with libtheora."""
+    data = Path(__file__).with_name("theora.ogv").read_bytes()
+    (tmp_path / "a.ogv").write_bytes(data[: int(kept * len(data))])
+    info = same_as_plain(tmp_path / "a.ogv").info
+    assert (info.container, info.codec) == ("ogg", "theora")
+    assert info.num_frames == 20 if kept == 1 else 1 <= info.num_frames < 20
+
+
 # ---- beside the video
 
 
