@@ -23,6 +23,9 @@ filling fresh memory takes as long as reading."""
 _NO_TIME = {"h264", "hevc"}
 """Streams without a container, of which FFmpeg gives out packets without times."""
 
+THREADS_PAY = 2_000_000
+"""Pixels, of all pictures together, below which to start a decoder's threads costs more than they save."""
+
 _NO_PRESENTATION_TIME = {"avi"} | _NO_TIME
 """Containers that store decoding order only: their n-th picture on display carries the n-th smallest time stamp."""
 
@@ -77,7 +80,7 @@ class Timeline:
 
 
 def read_timeline(container: InputContainer, stream: VideoStream, bounds: Bounds, notes: Notes) -> Timeline:
-    """Read all packets: headers lie about counts and durations.
+    """Read all packets: headers lie about counts and durations. A small video's decoder is left one thread.
 
     Raises:
         UndecodableVideo: no packet has a time.
@@ -135,6 +138,8 @@ def read_timeline(container: InputContainer, stream: VideoStream, bounds: Bounds
         notes.add(f"the header counts {stream.frames} frames, the stream holds {len(natures)}")
     if _varies(ticks):
         notes.add("the frame rate varies")
+    if len(natures) * stream.width * stream.height < THREADS_PAY:
+        stream.codec_context.thread_count = 1
     doubt = doubt or next((nature.doubt for nature in natures if nature.doubt), "")
     if not doubt and len(timed) < len(shown):
         doubt = "pictures without a time"
