@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.video import Sampling, decode, decode_clip, packets, timeline
+from service.video import Sampling, decode, decode_clip, packets, probe, timeline
+from service.video.bounds import UNBOUNDED
 from tests.conftest import REAL_CLIPS
 from tests.service.video.making import MATRICES, Recipe, make
 from tests.service.video.plainly import Whole, decode_whole
@@ -167,10 +168,24 @@ def test_same_bytes_from_packets_that_are_sought(
 
 
 @pytest.mark.parametrize("recipe", [recipe for recipe in GRID if recipe.bf > 0 or "vp" in recipe.codec][::4], ids=str)
-def test_same_bytes_from_several_threads(recipe: Recipe, tmp_path: Path) -> None:
+def test_same_bytes_from_several_threads(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timeline, "THREADS_PAY", 0)
     path = tmp_path / f"clip.{recipe.suffix}"
     make(path, recipe)
     compare(path, recipe.matrix, threads=3)
+
+
+@pytest.mark.parametrize(("pays", "num_threads"), [(0, 3), (1 << 40, 1)])
+def test_threads_only_where_they_pay(
+    pays: int, num_threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timeline, "THREADS_PAY", pays)
+    path = tmp_path / f"clip.{GRID[0].suffix}"
+    make(path, GRID[0])
+    with probe.open_video(path, UNBOUNDED) as container:
+        stream = probe.video_stream(container, UNBOUNDED, threads=3)
+        timeline.read_timeline(container, stream, UNBOUNDED, timeline.Notes())
+        assert stream.codec_context.thread_count == num_threads
 
 
 def test_same_bytes_of_real_clips(real_clip: Path) -> None:
