@@ -174,6 +174,12 @@ class NotReady(RequestError):
     title = "The service is starting or shutting down"
 
 
+class NoRoom(RequestError):
+    status = 507
+    code = "no_room"
+    title = "The service has no room for the upload"
+
+
 class DeadlineExceeded(RequestError):
     status = 504
     code = "deadline_exceeded"

@@ -14,6 +14,7 @@ from service.errors import (
     EmptyUpload,
     InvalidParameter,
     MalformedUpload,
+    NoRoom,
     NotAVideo,
     NotForClips,
     NotReady,
@@ -75,6 +76,7 @@ _BODY = {
         Busy,
         NotReady,
         DeadlineExceeded,
+        NoRoom,
     ),
 )
 async def classify(

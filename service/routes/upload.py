@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -16,7 +18,7 @@ from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
 
 from service.engine.admission import Admission
-from service.errors import EmptyUpload, MalformedUpload, NotReady, StartError, UploadTimeout, UploadTooLarge
+from service.errors import EmptyUpload, MalformedUpload, NoRoom, NotReady, StartError, UploadTimeout, UploadTooLarge
 
 FIELD = "file"
 MAX_FORM_OVERHEAD_BYTES = 64 * 1024
@@ -50,6 +52,7 @@ async def receive_upload(
 
     Raises:
         EmptyUpload, MalformedUpload, UploadTooLarge.
+        NoRoom: the spool's disk is full.
         UploadTimeout, NotReady: from `admission`.
     """
     started = time.monotonic()
@@ -59,13 +62,14 @@ async def receive_upload(
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit:
         raise _too_large(max_bytes, f"a body of {int(declared)}")
-    with tempfile.NamedTemporaryFile(prefix="ttvideo-", dir=spool_dir) as spool:
-        write: Callable[[bytes], object]
-        if is_form:
-            form = _Form(options.get(b"boundary"), spool.file)
-            write, finish = form.write, form.finish
-        else:
-            write, finish = spool.write, lambda: None
+    with _asking_for_room():
+        # Without a buffer: what could not be written is not tried again when the file is closed.
+        opened = tempfile.NamedTemporaryFile(prefix="ttvideo-", dir=spool_dir, buffering=0)  # noqa: SIM115
+    with opened as spool:
+        write: Callable[[bytes], object] = partial(_write, spool.file)
+        form = _Form(options.get(b"boundary"), write) if is_form else None
+        if form is not None:
+            write = form.write
         received = 0
         try:
             async with admission.upload(timeout_s) as came:
@@ -74,19 +78,37 @@ async def receive_upload(
                     received += len(piece)
                     if received > limit:
                         raise _too_large(max_bytes, "more")
-                    write(piece)
+                    with _asking_for_room():
+                        write(piece)
                     if is_form and spool.tell() > max_bytes:
                         raise _too_large(max_bytes, "more")
         except (UploadTimeout, NotReady):
             request.state.body_given_up = True
             raise
         request.state.body_read = True
-        finish()
-        spool.flush()
+        if form is not None:
+            form.finish()
         num_bytes = spool.tell()
         if not num_bytes:
             raise EmptyUpload(f"expected a video as multipart field {FIELD!r} or as the body, got 0 bytes")
         yield Upload(Path(spool.name), num_bytes, time.monotonic() - started)
+
+
+@contextmanager
+def _asking_for_room() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise NoRoom(f"expected room for the upload where uploads wait: {error.strerror}") from error
+
+
+def _write(spool: IO[bytes], data: bytes) -> None:
+    """All of it: a file without a buffer may take less at once."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[spool.write(rest) :]
 
 
 def _too_large(max_bytes: int, got: str) -> UploadTooLarge:
@@ -94,12 +116,12 @@ def _too_large(max_bytes: int, got: str) -> UploadTooLarge:
 
 
 class _Form:
-    """A multipart form on its way: the field `file` goes to the spool, everything else is passed over."""
+    """A multipart form on its way: the field `file` goes to `keep`, everything else is passed over."""
 
-    def __init__(self, boundary: bytes | None, spool: IO[bytes]) -> None:
+    def __init__(self, boundary: bytes | None, keep: Callable[[bytes], object]) -> None:
         if not boundary:
             raise MalformedUpload("expected a boundary in the multipart content type, got none")
-        self._spool = spool
+        self._keep = keep
         self._name = self._value = b""
         self._headers: dict[bytes, bytes] = {}
         self._field: str | None = None
@@ -156,7 +178,7 @@ class _Form:
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:
         if self._field == FIELD:
-            self._spool.write(data[start:end])
+            self._keep(data[start:end])
 
     def _end(self) -> None:
         self._ended = True

@@ -78,7 +78,7 @@ def test_metrics(service: Service, clips: dict[str, Path]) -> None:
 def test_openapi_describes_the_answers(service: Service, clips: dict[str, Path]) -> None:
     schema: dict[str, Any] = service.get("/openapi.json").json()
     answers = schema["paths"]["/classify"]["post"]["responses"]
-    assert sorted(answers) == ["200", "400", "404", "405", "408", "413", "415", "422", "500", "503", "504"]
+    assert sorted(answers) == ["200", "400", "404", "405", "408", "413", "415", "422", "500", "503", "504", "507"]
     assert answers["200"]["content"]["application/json"]["schema"]["$ref"] == "#/components/schemas/Classification"
     for status, answer in answers.items():
         if status != "200":

@@ -97,4 +97,5 @@ def test_codes_and_statuses_are_stable() -> None:
         "busy": 503,
         "not_ready": 503,
         "deadline_exceeded": 504,
+        "no_room": 507,
     }

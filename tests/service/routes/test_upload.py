@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
+import os
 import socket
+import tempfile
 import wave
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import av
 import httpx
 import numpy as np
 import pytest
 
-from service.routes import problem
+from service.routes import problem, upload
 from service.video.probe import CONTAINERS
 from tests.service.conftest import PATIENCE_S, Service, coloured_frames, running
 from tests.service.routes.test_problem import check_problem
@@ -97,6 +101,30 @@ def test_a_client_that_sends_all_before_it_reads_gets_its_answer_too(service: Se
     assert response.status == 413
     assert b'"code":"upload_too_large"' in response.read()
     connection.close()
+
+
+@pytest.mark.parametrize("as_form", [False, True])
+def test_a_full_disk(
+    service: Service, as_form: bool, clips: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is there of the upload goes, and the next one is served as soon as there is room."""
+
+    def full(spool: IO[bytes], data: bytes) -> None:
+        if spool.tell() + len(data) > 1000:
+            spool.write(data[:500])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(spool, data)
+
+    before = set(Path(tempfile.gettempdir()).glob("ttvideo-*"))
+    write = upload._write
+    video = clips["red"].read_bytes()
+    body = {"files": {"file": video}} if as_form else {"content": video}
+    with monkeypatch.context() as broken:
+        broken.setattr(upload, "_write", full)
+        problem = check_problem(service.post(**body), 507, "no_room")
+    assert problem["detail"] == "expected room for the upload where uploads wait: No space left on device"
+    assert set(Path(tempfile.gettempdir()).glob("ttvideo-*")) <= before
+    assert service.post(**body).status_code == 200
 
 
 def test_too_large_in_a_form(service: Service) -> None:
