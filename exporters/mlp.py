@@ -14,7 +14,8 @@ from exporters import activations, onnx_file, projection
 from exporters.builder import Builder, named, tensor
 from exporters.projection import Reading
 from exporters.report import parity
-from exporters.verify import TOLERANCE, difference, open_on_cpu
+from exporters.timing import open_session
+from exporters.verify import THREADS, TOLERANCE, difference
 from service import __version__
 from service.manifest import DataSet, Metrics, MLPManifest, Parity, TTLayer
 from ttmodels.checkpoint import MLPCheckpoint
@@ -106,7 +107,7 @@ def verify(model: MLPClassifier, onnx_bytes: bytes, *, tolerance: float, source:
         ParityError: a difference above `tolerance` as `exporters.verify` has it, a wrong shape, or something that is
             not a number.
     """
-    session = open_on_cpu(onnx_bytes)
+    session = open_session(onnx_bytes, THREADS)
     rng = np.random.default_rng(0)
     worst = largest = 0.0
     for batch in BATCHES:

@@ -11,6 +11,7 @@ import numpy as np
 import onnxruntime
 
 from service.engine.provider import CPU, CUDA
+from service.engine.session import session_options
 
 RUNS_A_TURN = 5
 """Timed runs of a contender before the next one's turn; one more before them fills its caches."""
@@ -21,19 +22,14 @@ _DTYPES = {"tensor(float)": np.float32, "tensor(int32)": np.int32}
 def open_session(
     source: Path | bytes, threads: int, device: Literal["cpu", "cuda"] = "cpu"
 ) -> onnxruntime.InferenceSession:
-    """A session as the service has it: its threads do not spin while they wait.
+    """A session as the service has it.
 
     Raises:
         ValueError: ONNX Runtime does not load it.
     """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
     providers = [CUDA, CPU] if device == "cuda" else [CPU]
     try:
-        return onnxruntime.InferenceSession(source, options, providers=providers, enable_fallback=0)
+        return onnxruntime.InferenceSession(source, session_options(threads), providers=providers, enable_fallback=0)
     except Exception as error:  # it has a class of its own for every code
         which = source if isinstance(source, Path) else "a graph"
         reason = " ".join(str(error).split())

@@ -12,6 +12,7 @@ import onnxruntime
 import torch
 
 from exporters.quantize import Precision
+from exporters.timing import open_session
 from service.manifest import Parity, State
 from ttmodels.classifier import ClipClassifier
 
@@ -27,6 +28,9 @@ SIZES = (
     *((2, 16), (3, 2), (3, 7), (4, 4), (4, 19), (5, 1), (5, 6), (7, 3), (8, 8), (9, 2)),
 )
 """[batch, time] of the comparisons; clips of a batch differ in length."""
+
+THREADS = 1
+"""Of a session that makes many small runs, beside torch's own threads."""
 
 NAMES = ("logits", "logits_over_time")
 
@@ -55,7 +59,7 @@ def verify(
     """
     sampling = model.config.sampling
     model.eval()
-    session = open_on_cpu(onnx_bytes)
+    session = open_session(onnx_bytes, THREADS)
     rng = np.random.default_rng(0)
     worst = largest = 0.0
     for batch, time in SIZES:
@@ -93,13 +97,6 @@ def difference(mine: np.ndarray, theirs: np.ndarray, tolerance: float, where: st
             f"(--tolerance {tolerance:g})"
         )
     return error
-
-
-def open_on_cpu(onnx_bytes: bytes) -> onnxruntime.InferenceSession:
-    """One thread: many small runs, beside torch's own threads."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(onnx_bytes, options, providers=["CPUExecutionProvider"])
 
 
 def run_in_pieces(

@@ -136,7 +136,7 @@ class _CudaFailed(Exception):
 
 
 def _open(model: bytes, path: Path, choice: Choice, device_id: int) -> onnxruntime.InferenceSession:
-    options = _options()
+    options = session_options(usable_cores())
     cuda: list[Any] = [(CUDA, {"device_id": device_id, "cudnn_conv_algo_search": "HEURISTIC"}), CPU]
     providers = cuda if choice.name == "cuda" else [CPU]
     try:
@@ -150,9 +150,10 @@ def _open(model: bytes, path: Path, choice: Choice, device_id: int) -> onnxrunti
     return session
 
 
-def _options() -> onnxruntime.SessionOptions:
+def session_options(threads: int) -> onnxruntime.SessionOptions:
+    """How a model runs that is served, or measured for it."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = usable_cores()
+    options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     # Threads that spin while they wait take the cores that the decoders need.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

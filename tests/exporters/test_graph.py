@@ -19,8 +19,9 @@ from exporters import states
 from exporters.graph import build
 from exporters.onnx_file import OPSET
 from exporters.recurrence import Target
+from exporters.timing import open_session
 from exporters.to_onnx import export
-from exporters.verify import SIZES, ParityError, open_on_cpu, verify
+from exporters.verify import SIZES, THREADS, ParityError, verify
 from service.engine.provider import Choice
 from service.engine.session import Session
 from tests.made import random_classifier, random_clips, tiny_config
@@ -60,7 +61,7 @@ def check(
     assert {weight.name for weight in proto.graph.initializer} <= used
     assert {node.domain for node in nodes(proto.graph)} == {""}
     assert "Loop" not in {node.op_type for node in nodes(proto.graph)}
-    session = open_on_cpu(proto.SerializeToString())
+    session = open_session(proto.SerializeToString(), THREADS)
     for batch, time in sizes:
         frames, lengths = random_clips(batch, time), torch.tensor([time - i % time for i in range(batch)])
         feeds = {"frames": frames.numpy(), "lengths": lengths.numpy().astype(np.int32)}

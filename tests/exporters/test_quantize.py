@@ -17,7 +17,8 @@ from exporters.builder import Builder, tensor
 from exporters.graph import build
 from exporters.projection import Reading
 from exporters.quantize import WEIGHT_MAX, Precision, fits, pixel_train
-from exporters.verify import open_on_cpu, verify
+from exporters.timing import open_session
+from exporters.verify import THREADS, verify
 from tests.made import random_classifier, tiny_config
 from tests.tolerances import HALF_GATES, PROJECTED
 from ttmodels import contraction
@@ -61,7 +62,7 @@ def graph_of(layer: TTLinear, reading: Reading, scale: Tensor, shift: Tensor) ->
 
 
 def run(proto: onnx.ModelProto, frames: Tensor) -> np.ndarray:
-    return np.asarray(open_on_cpu(proto.SerializeToString()).run(None, {"frames": frames.numpy()})[0])
+    return np.asarray(open_session(proto.SerializeToString(), THREADS).run(None, {"frames": frames.numpy()})[0])
 
 
 def normalised(frames: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

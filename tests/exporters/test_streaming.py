@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from exporters import states
 from exporters.graph import build
+from exporters.timing import open_session
 from exporters.to_onnx import export
-from exporters.verify import open_on_cpu, run_in_pieces
+from exporters.verify import THREADS, run_in_pieces
 from service.engine.provider import Choice
 from service.engine.session import Session
 from service.errors import NotForClips
@@ -43,7 +44,7 @@ FORMS: dict[str, dict[str, Any]] = {
 def opened(form: str) -> tuple[ClipClassifier, onnxruntime.InferenceSession]:
     model = random_classifier(tiny_config(**FORMS[form]))
     data = ir.to_proto(build(model, Plan((2, 2)), streaming=True)).SerializeToString()
-    return model, open_on_cpu(data)
+    return model, open_session(data, THREADS)
 
 
 def close(got: np.ndarray, want: torch.Tensor) -> bool:
