@@ -39,20 +39,18 @@ def by_cost(model: ClipClassifier, precision: Precision, target: Target) -> list
     Raises:
         ValueError: there is none.
     """
-    shape, machine = model.projection.shape, contraction.MACHINES[target]
+    shape = model.projection.shape
     dtype = torch.float16 if precision == "fp16" and target == "cuda" else torch.float32
-
-    def seconds(plan: Plan) -> float:
-        num_rows = model.config.sampling.num_frames
-        return machine.seconds(plan, shape, num_rows, dtype=dtype, training=False, merged_once=True)
-
-    plans = [p for p in contraction.all_plans(shape.num_cores) if quantize.fits(p, shape, model.pixel_scale, precision)]
+    ranked = contraction.ranked_plans(
+        shape, model.config.sampling.num_frames, dtype=dtype, device=target, merged_once=True
+    )
+    plans = [plan for plan in ranked if quantize.fits(plan, shape, model.pixel_scale, precision)]
     if not plans:
         raise ValueError(
             f"{precision}: expected the last input modes, of {shape.input_modes}, to hold the channels' different "
             f"scales in at most {quantize.LARGEST_SUM:,} values"
         )
-    return sorted(plans, key=seconds)
+    return plans
 
 
 def measured(

@@ -314,8 +314,7 @@ def cost(plan: Plan, shape: TTShape, num_rows: int) -> Cost:
     return Cost(flops, moved)
 
 
-@functools.lru_cache(4096)
-def choose_plan(
+def ranked_plans(
     shape: TTShape,
     num_rows: int,
     *,
@@ -323,8 +322,8 @@ def choose_plan(
     device: str = "cpu",
     training: bool = False,
     merged_once: bool = False,
-) -> Plan:
-    """The plan of least estimated time.
+) -> list[Plan]:
+    """All plans, that of least estimated time first.
 
     Args:
         num_rows: rows that meet the train at once.
@@ -337,7 +336,22 @@ def choose_plan(
     def seconds(plan: Plan) -> float:
         return machine.seconds(plan, shape, max(num_rows, 1), dtype=dtype, training=training, merged_once=merged_once)
 
-    return min(all_plans(shape.num_cores), key=seconds)
+    return sorted(all_plans(shape.num_cores), key=seconds)
+
+
+@functools.lru_cache(4096)
+def choose_plan(
+    shape: TTShape,
+    num_rows: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    training: bool = False,
+    merged_once: bool = False,
+) -> Plan:
+    """The plan of least estimated time; arguments as of `ranked_plans`."""
+    ranked = ranked_plans(shape, num_rows, dtype=dtype, device=device, training=training, merged_once=merged_once)
+    return ranked[0]
 
 
 NARROW = 32
