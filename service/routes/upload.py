@@ -45,6 +45,23 @@ def check_spool(spool_dir: Path | None) -> None:
 
 
 @asynccontextmanager
+async def receiving(request: Request, admission: Admission, timeout_s: float) -> AsyncIterator[Callable[[], None]]:
+    """A block that reads the body, and calls what it gets with every piece. How far it came is left in `request.state`,
+    for whoever answers.
+
+    Raises:
+        UploadTimeout, NotReady: from `admission`.
+    """
+    try:
+        async with admission.upload(timeout_s) as came:
+            yield came
+    except (UploadTimeout, NotReady):
+        request.state.body_given_up = True
+        raise
+    request.state.body_read = True
+
+
+@asynccontextmanager
 async def receive_upload(
     request: Request, admission: Admission, *, max_bytes: int, timeout_s: float, spool_dir: Path | None
 ) -> AsyncIterator[Upload]:
@@ -71,21 +88,16 @@ async def receive_upload(
         if form is not None:
             write = form.write
         received = 0
-        try:
-            async with admission.upload(timeout_s) as came:
-                async for piece in request.stream():
-                    came()
-                    received += len(piece)
-                    if received > limit:
-                        raise _too_large(max_bytes, "more")
-                    with _asking_for_room():
-                        write(piece)
-                    if is_form and spool.tell() > max_bytes:
-                        raise _too_large(max_bytes, "more")
-        except (UploadTimeout, NotReady):
-            request.state.body_given_up = True
-            raise
-        request.state.body_read = True
+        async with receiving(request, admission, timeout_s) as came:
+            async for piece in request.stream():
+                came()
+                received += len(piece)
+                if received > limit:
+                    raise _too_large(max_bytes, "more")
+                with _asking_for_room():
+                    write(piece)
+                if is_form and spool.tell() > max_bytes:
+                    raise _too_large(max_bytes, "more")
         if form is not None:
             form.finish()
         num_bytes = spool.tell()

@@ -11,7 +11,8 @@ from starlette.requests import Request
 
 from service.engine.admission import Admission
 from service.engine.classifier import Classifier
-from service.errors import InvalidInference, NotReady, UploadTimeout, UploadTooLarge
+from service.errors import InvalidInference, UploadTimeout, UploadTooLarge
+from service.routes.upload import receiving
 
 T = TypeVar("T", bound=BaseModel)
 Coding = Literal["gzip", "deflate"]
@@ -20,6 +21,10 @@ LEVEL = 1
 """Of compression: answers are small, and wait for it."""
 SMALL_BYTES = 1024 * 1024
 """Of a request that is no inference."""
+ANY_JSON = {"requestBody": {"content": {"application/json": {"schema": {"type": "object"}}}}}
+"""How the description of the interface has such a body."""
+BODY_ERRORS = (InvalidInference, UploadTimeout, UploadTooLarge)
+"""What may be wrong with it."""
 
 
 async def receive(request: Request, admission: Admission, *, max_bytes: int, timeout_s: float) -> bytearray:
@@ -35,18 +40,13 @@ async def receive(request: Request, admission: Admission, *, max_bytes: int, tim
         raise _too_large(max_bytes, f"one of {int(declared)}")
     inflate = _Inflate(request.headers.get("content-encoding", "identity").strip().lower())
     body, came_bytes = bytearray(), 0
-    try:
-        async with admission.upload(timeout_s) as came:
-            async for piece in request.stream():
-                came()
-                came_bytes += len(piece)
-                body += inflate(piece, max_bytes - len(body) + 1)
-                if len(body) > max_bytes or came_bytes > max_bytes:
-                    raise _too_large(max_bytes, "more")
-    except (UploadTimeout, NotReady):
-        request.state.body_given_up = True
-        raise
-    request.state.body_read = True
+    async with receiving(request, admission, timeout_s) as came:
+        async for piece in request.stream():
+            came()
+            came_bytes += len(piece)
+            body += inflate(piece, max_bytes - len(body) + 1)
+            if len(body) > max_bytes or came_bytes > max_bytes:
+                raise _too_large(max_bytes, "more")
     inflate.finish()
     return body
 

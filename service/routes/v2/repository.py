@@ -15,17 +15,12 @@ from service.errors import (
     ModelControlOff,
     ModelRefused,
     UnknownModel,
-    UploadTimeout,
-    UploadTooLarge,
 )
 from service.routes.problem import problems
-from service.routes.v2.body import read_json, receive_json
+from service.routes.v2.body import ANY_JSON, BODY_ERRORS, read_json, receive_json
 from service.routes.v2.schemas import IndexEntry, IndexRequest, Parameters
 
 router = APIRouter(prefix="/v2/repository")
-
-_BODY_ERRORS = (InvalidInference, UploadTimeout, UploadTooLarge)
-_JSON = {"requestBody": {"content": {"application/json": {"schema": {"type": "object"}}}}}
 
 
 class _Control(BaseModel):
@@ -49,7 +44,7 @@ _SENT = re.compile(r"file:([A-Za-z0-9][A-Za-z0-9._-]{0,63})/model\.onnx")
     openapi_extra={
         "requestBody": {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/IndexRequest"}}}}
     },
-    responses=problems(*_BODY_ERRORS),
+    responses=problems(*BODY_ERRORS),
 )
 async def index(request: Request) -> list[IndexEntry]:
     """Every model in the folders, or that was there, and what became of it."""
@@ -66,8 +61,8 @@ async def index(request: Request) -> list[IndexEntry]:
     "/models/{name}/load",
     name="repository_load",
     response_class=Response,
-    openapi_extra=_JSON,
-    responses=problems(UnknownModel, ModelControlOff, ModelRefused, *_BODY_ERRORS),
+    openapi_extra=ANY_JSON,
+    responses=problems(UnknownModel, ModelControlOff, ModelRefused, *BODY_ERRORS),
 )
 async def load(request: Request, name: str) -> Response:
     """Serve what lies in the folders under this name: new and changed files take over once they are warm.
@@ -84,8 +79,8 @@ async def load(request: Request, name: str) -> Response:
     "/models/{name}/unload",
     name="repository_unload",
     response_class=Response,
-    openapi_extra=_JSON,
-    responses=problems(UnknownModel, ModelControlOff, *_BODY_ERRORS),
+    openapi_extra=ANY_JSON,
+    responses=problems(UnknownModel, ModelControlOff, *BODY_ERRORS),
 )
 async def unload(request: Request, name: str) -> Response:
     """Serve no version of the model any more. Requests under way finish."""

@@ -6,17 +6,16 @@ from fastapi import APIRouter, Request
 from pydantic import RootModel
 
 from service.engine.classifier import Classifier
-from service.errors import InvalidInference, UnknownModel, UploadTimeout, UploadTooLarge
+from service.errors import InvalidInference, UnknownModel
 from service.routes.problem import problems
-from service.routes.v2.body import receive_json
+from service.routes.v2.body import ANY_JSON, BODY_ERRORS, receive_json
 from service.routes.v2.schemas import Parameters
 
 router = APIRouter(prefix="/v2")
 
 LEVELS = ("debug", "info", "warning", "error")
-_JSON = {"requestBody": {"content": {"application/json": {"schema": {"type": "object"}}}}}
-_ERRORS = problems(InvalidInference, UploadTimeout, UploadTooLarge)
-_MODEL_ERRORS = problems(UnknownModel, InvalidInference, UploadTimeout, UploadTooLarge)
+_ERRORS = problems(*BODY_ERRORS)
+_MODEL_ERRORS = problems(UnknownModel, *BODY_ERRORS)
 
 
 @router.get("/logging", name="log_settings")
@@ -34,7 +33,7 @@ async def log_settings(request: Request) -> Parameters:
     }
 
 
-@router.post("/logging", name="update_log_settings", openapi_extra=_JSON, responses=_ERRORS)
+@router.post("/logging", name="update_log_settings", openapi_extra=ANY_JSON, responses=_ERRORS)
 async def update_log_settings(request: Request) -> Parameters:
     """The same, where nothing is to change; an error where something is."""
     return await _unchanged(request, await log_settings(request), "TTVIDEO_LOG_LEVEL sets it")
@@ -50,9 +49,9 @@ async def trace_settings(request: Request, name: str | None = None) -> Parameter
     return {"trace_level": ["OFF"], "trace_rate": "0", "trace_count": "0", "log_frequency": "0", "trace_file": ""}
 
 
-@router.post("/trace/setting", name="update_trace_settings", openapi_extra=_JSON, responses=_ERRORS)
+@router.post("/trace/setting", name="update_trace_settings", openapi_extra=ANY_JSON, responses=_ERRORS)
 @router.post(
-    "/models/{name}/trace/setting", name="update_model_trace_settings", openapi_extra=_JSON, responses=_MODEL_ERRORS
+    "/models/{name}/trace/setting", name="update_model_trace_settings", openapi_extra=ANY_JSON, responses=_MODEL_ERRORS
 )
 async def update_trace_settings(request: Request, name: str | None = None) -> Parameters:
     """The same, where nothing is to change; an error where something is."""
