@@ -12,7 +12,7 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,6 +26,8 @@ from ttmodels.config import MLPConfig, ModelConfig, TrainConfig
 from ttmodels.mlp import MLPClassifier
 
 FORMAT_VERSION = 1
+
+Network = TypeVar("Network", ClipClassifier, MLPClassifier)
 
 
 @dataclass
@@ -84,9 +86,7 @@ class Checkpoint(Saved):
         Raises:
             ValueError: the file's tensors are not those of its configuration; names them.
         """
-        model = ClipClassifier(self.model_config)
-        _fill(model, self)
-        return model.eval()
+        return _filled(ClipClassifier(self.model_config), self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,9 +101,7 @@ class MLPCheckpoint(Saved):
         Raises:
             ValueError: the file's tensors are not those of its configuration; names them.
         """
-        model = MLPClassifier(self.model_config)
-        _fill(model, self)
-        return model.eval()
+        return _filled(MLPClassifier(self.model_config), self)
 
 
 def save(
@@ -191,7 +189,8 @@ def load_any(path: Path) -> Checkpoint | MLPCheckpoint:
     raise ValueError(f"{path}: expected a ClipClassifier or an MLPClassifier, got {network}; upgrade ttvideo")
 
 
-def _fill(model: torch.nn.Module, saved: Saved) -> None:
+def _filled(model: Network, saved: Saved) -> Network:
+    """The model with the file's tensors, in evaluation mode."""
     given, expected = _below(saved.tensors, "model."), model.state_dict()
     faults = [f"no {name}" for name in expected.keys() - given]
     faults += [f"also {name}" for name in given.keys() - expected.keys()]
@@ -203,6 +202,7 @@ def _fill(model: torch.nn.Module, saved: Saved) -> None:
     if faults:
         raise ValueError(f"{saved.path}: expected the tensors of its configuration, got {', '.join(sorted(faults))}")
     model.load_state_dict(given)
+    return model.eval()
 
 
 def _below(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
