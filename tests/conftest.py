@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 REAL_CLIPS = Path(__file__).parents[2] / "shared" / "clips"
 """Real videos beside the checkout; they keep their sources' rights and are no part of the project."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ctrl_c() -> Iterator[None]:
+    """It is heard, here and in the processes that tests start, also where a shell that runs the tests in its background
+    has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

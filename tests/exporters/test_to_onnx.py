@@ -1,6 +1,6 @@
 import resource
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -259,15 +259,6 @@ def test_a_file_larger_than_allowed_leaves_nothing(tmp_path: Path, capsys: pytes
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
 
 
-@pytest.fixture
-def _heard() -> Iterator[None]:
-    """Ctrl-C is, also where the tests run in the background of a shell, which has it ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("_heard")
 @pytest.mark.parametrize("during", ["verify", "compare", "os.fsync"])
 def test_an_interruption_leaves_nothing(
     during: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
