@@ -1,7 +1,7 @@
 """ttmodels against tltorch, tednet, torchTT and dense torch: time forward, time forward and backward, peak memory.
 
     pip install -e .[train,peers]
-    python -m tests.benchmarks.peers [--runs 20] [--only a b c d recurrence] [--device cuda] [--markdown]
+    python -m tests.benchmarks.layers [--runs 20] [--only a b c d recurrence] [--device cuda] [--markdown]
 
 All contenders of a problem hold the same cores, and must agree before they are timed. They run in turn, and a figure is
 the median of the runs. Inputs take gradients in (c), where a network stands before the layer, not in (a) and (b), which
@@ -310,7 +310,7 @@ def compare(key: str, runs: int, device: str, names: Sequence[str]) -> dict[str,
         if device == "cuda":
             peaks[name] = peak_of(problem, name, device)
         else:
-            peaks[name] = int(fresh_process(["tests.benchmarks.peers", "--peak", key, name]))
+            peaks[name] = int(fresh_process(["tests.benchmarks.layers", "--peak", key, name]))
     return {
         name: Figures(found[f"{name}/forward"], found[f"{name}/both"], peaks[name], len(taken[f"{name}/both"]))
         for name in names
