@@ -149,7 +149,22 @@ def _add_model_options(parser: argparse.ArgumentParser, **default: Any) -> None:
     )
     parser.add_argument("--spool-dir", type=Path, help="where uploads wait (the temporary folder)", **default)
     parser.add_argument("--max-batch", type=int, help="most clips in one run of a model (16)", **default)
+    parser.add_argument(
+        "--model-threads",
+        type=int,
+        help="threads of one run of a model on the CPU (half of the usable cores)",
+        **default,
+    )
     parser.add_argument("--device-id", type=int, help="which CUDA device (0)", **default)
+    parser.add_argument(
+        "--gpu-memory-bytes", type=int, help="GPU memory that each model may take (all that is free)", **default
+    )
+    parser.add_argument(
+        "--cuda-graphs",
+        choices=["auto", "on", "off"],
+        help="whether runs on CUDA are recorded as graphs: where a model allows it, or it is refused, or never (auto)",
+        **default,
+    )
     parser.add_argument("--provider", choices=["auto", "cpu", "cuda"], help="where models run (auto)", **default)
     parser.add_argument(
         "--require-cuda",

@@ -174,6 +174,12 @@ class NotReady(RequestError):
     title = "The service is starting or shutting down"
 
 
+class OutOfMemory(RequestError):
+    status = 503
+    code = "out_of_memory"
+    title = "There is not the memory to run the model"
+
+
 class NoRoom(RequestError):
     status = 507
     code = "no_room"

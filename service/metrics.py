@@ -56,6 +56,12 @@ class Metrics:
             ["layer", "detail"],
             registry=registry,
         )
+        self.core_plan = Gauge(
+            "ttvideo_core_plan",
+            "Who works on the cores: cores by affinity and quota, decode_workers, model_threads of a run, model_runs",
+            ["part"],
+            registry=registry,
+        )
         self.ready = Gauge("ttvideo_ready", "1 from the end of the warm-up until shutdown begins", registry=registry)
         self.provider = Gauge(
             "ttvideo_provider_info",

@@ -135,6 +135,10 @@ class ModelInfo(_Body):
     """Where it runs."""
     provider_reason: str | None
     """Why the model does not run on CUDA, where that was open."""
+    cuda_graphs: bool
+    """Whether runs are recorded as CUDA graphs."""
+    cuda_graphs_reason: str | None
+    """Why they are not, where that was open."""
     sha256: str
     """Of the model file."""
     refused: str | None

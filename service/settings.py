@@ -14,6 +14,7 @@ from service.video.process import Policy
 from service.video.sandbox import Limits, Mode
 
 Provider = Literal["auto", "cpu", "cuda"]
+Graphs = Literal["auto", "on", "off"]
 
 
 class Settings(BaseSettings):
@@ -30,6 +31,10 @@ class Settings(BaseSettings):
     """Whether models may be loaded and unloaded by request (/v2/repository), or are those of the start."""
     provider: Provider = "auto"
     device_id: Annotated[int, Field(ge=0)] = 0
+    gpu_memory_bytes: Annotated[int, Field(ge=1 << 20)] | None = None
+    """GPU memory that each model may take; all that is free without it."""
+    cuda_graphs: Graphs = "auto"
+    """Whether runs are recorded as CUDA graphs: `auto` where a model allows it, `on` or the model is refused, `off`."""
 
     max_upload_bytes: Annotated[int, Field(ge=1)] = 256 * 1024 * 1024
     max_tensor_bytes: Annotated[int, Field(ge=1)] = 64 * 1024 * 1024
@@ -61,6 +66,9 @@ class Settings(BaseSettings):
     """A decoder process that holds more memory after a clip is renewed."""
     decode_workers: Annotated[int, Field(ge=1)] | None = None
     """Decoder processes; as many as there are usable cores without it."""
+    model_threads: Annotated[int, Field(ge=1)] | None = None
+    """Threads of one run of a model on the CPU; half of the usable cores without it. All models together run so many at
+    once as the cores have threads for."""
     max_batch: Annotated[int, Field(ge=1)] = 16
     max_queue_delay_ms: Annotated[float, Field(ge=0)] = 0.0
     """How long the first clip of a batch waits for company; 0 takes what is there."""

@@ -13,10 +13,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from service.errors import Busy, DeadlineExceeded, NotReady, RequestError
+from service.engine.statistics import RunningMean
+from service.errors import Busy, DeadlineExceeded, NotReady, OutOfMemory, RequestError
 
 log = logging.getLogger(__name__)
 
+PATIENCE_RUNS = 100
+"""After so many runs that had their memory, twice as many clips are tried again."""
+
+Room = Callable[[tuple[int, ...]], np.ndarray]
 Run = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
@@ -50,6 +55,8 @@ class Batcher:
         max_queue_delay_s: how long the first of a batch waits for company.
         max_queue: clips that may wait.
         max_frames: frames in one run, padding included; only a clip alone may have more.
+        room: shape -> memory for the frames of a batch, good until the next call.
+        warm_up: called before the first run, in the thread that runs.
         observe_batch: called with the size of each batch, the seconds that gathering it took, and those of its run.
     """
 
@@ -61,18 +68,22 @@ class Batcher:
         max_queue_delay_s: float,
         max_queue: int,
         max_frames: float = math.inf,
+        room: Room = lambda shape: np.empty(shape, np.uint8),
+        warm_up: Callable[[], None] = lambda: None,
         observe_batch: Callable[[int, float, float], object] = lambda size, gather_s, run_s: None,
     ) -> None:
         self._run = run
         self._max_batch = max_batch
+        self._fits, self._runs_that_fit = max_batch, 0
         self._max_queue_delay_s = max_queue_delay_s
         self._max_queue = max_queue
         self._max_frames = max_frames
+        self._room, self._warm_up = room, warm_up
         self._observe_batch = observe_batch
         self._queue: deque[_Waiting] = deque()
         self._changed = asyncio.Event()
         self._closing = False
-        self._run_s = 0.0
+        self._run_s = RunningMean()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ttvideo-model")
         self._worker: asyncio.Task[None] | None = None
 
@@ -81,6 +92,7 @@ class Batcher:
         return len(self._queue)
 
     async def start(self) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._warm_up)
         self._worker = asyncio.create_task(self._work())
 
     async def close(self) -> None:
@@ -103,13 +115,14 @@ class Batcher:
             Busy: the queue is full.
             NotReady: closing.
             DeadlineExceeded: not run in time.
+            OutOfMemory: there is not the memory even for this clip alone.
             RequestError: the run failed; every request of its batch gets it.
         """
         if self._closing:
             raise NotReady("the model is being closed", retry_after_s=1.0)
         if len(self._queue) >= self._max_queue:
-            retry_after_s = self._run_s * (1 + len(self._queue) / self._max_batch)
-            raise Busy(f"{self._max_queue} clips are waiting for the model, the limit", retry_after_s=retry_after_s)
+            # The next run makes room, and takes so many from the line.
+            raise Busy(f"{self._max_queue} clips are waiting for the model, the limit", retry_after_s=self._run_s.value)
         length = len(frames) if length is None else length
         waiting = _Waiting(frames, length, deadline, asyncio.get_running_loop().create_future())
         self._queue.append(waiting)
@@ -131,31 +144,46 @@ class Batcher:
 
     async def _work(self) -> None:
         while batch := await self._next_batch():
-            started = time.monotonic()
-            try:
-                logits, over_time, gather_s, run_s = await asyncio.get_running_loop().run_in_executor(
-                    self._thread, self._gather_and_run, batch
-                )
-            except Exception:
-                log.exception("a batch of %d failed", len(batch))
-                for waiting in batch:
-                    if not waiting.future.done():
-                        waiting.future.set_exception(RequestError("the model failed to run on this batch"))
-                continue
-            spent = gather_s + run_s
-            self._run_s = 0.9 * self._run_s + 0.1 * spent if self._run_s else spent
-            self._observe_batch(len(batch), gather_s, run_s)
-            for i, waiting in enumerate(batch):
-                if not waiting.future.done():
-                    share = over_time[i, : len(waiting.frames)]
-                    queue_s = started - waiting.since
-                    waiting.future.set_result(Inference(logits[i], share, len(batch), queue_s, gather_s, run_s))
+            parts = deque([batch])
+            while parts:
+                part = [waiting for waiting in parts.popleft() if not waiting.future.done()]
+                if not part:
+                    continue
+                try:
+                    await self._run_batch(part)
+                except (OutOfMemory, MemoryError):
+                    if len(part) == 1:
+                        _refuse(part, OutOfMemory("expected memory to run the model on this clip, there is not enough"))
+                        continue
+                    self._fits, self._runs_that_fit = len(part) // 2, 0
+                    log.warning("no memory for a batch of %d: %d from now on", len(part), self._fits)
+                    parts.extendleft((part[self._fits :], part[: self._fits]))
+                except Exception:
+                    log.exception("a batch of %d failed", len(part))
+                    _refuse(part, RequestError("the model failed to run on this batch"))
+
+    async def _run_batch(self, batch: list[_Waiting]) -> None:
+        started = time.monotonic()
+        logits, over_time, gather_s, run_s = await asyncio.get_running_loop().run_in_executor(
+            self._thread, self._gather_and_run, batch
+        )
+        self._run_s.add(gather_s + run_s)
+        if self._fits < self._max_batch:
+            self._runs_that_fit += 1
+            if self._runs_that_fit == PATIENCE_RUNS:
+                self._fits, self._runs_that_fit = min(2 * self._fits, self._max_batch), 0
+        self._observe_batch(len(batch), gather_s, run_s)
+        for i, waiting in enumerate(batch):
+            if not waiting.future.done():
+                share = over_time[i, : len(waiting.frames)]
+                queue_s = started - waiting.since
+                waiting.future.set_result(Inference(logits[i], share, len(batch), queue_s, gather_s, run_s))
 
     def _gather_and_run(self, batch: list[_Waiting]) -> tuple[np.ndarray, np.ndarray, float, float]:
         """Logits, logits over time, and the seconds that gathering the batch and running it took. In the thread: the
         copies of a large batch take milliseconds."""
         started = time.monotonic()
-        frames = _stack([waiting.frames for waiting in batch])
+        frames = _stack([waiting.frames for waiting in batch], self._room)
         lengths = np.array([waiting.length for waiting in batch], np.int32)
         gathered = time.monotonic()
         logits, over_time = self._run(frames, lengths)
@@ -172,7 +200,7 @@ class Batcher:
             await self._wait_for_company(self._queue[0].since + self._max_queue_delay_s)
             batch: list[_Waiting] = []
             longest = 0
-            while self._queue and len(batch) < self._max_batch:
+            while self._queue and len(batch) < self._fits:
                 longest = max(longest, len(self._queue[0].frames))
                 if batch and longest * (len(batch) + 1) > self._max_frames:
                     break
@@ -187,7 +215,7 @@ class Batcher:
                 return batch
 
     async def _wait_for_company(self, until: float) -> None:
-        while len(self._queue) < self._max_batch and not self._closing and (left := until - time.monotonic()) > 0:
+        while len(self._queue) < self._fits and not self._closing and (left := until - time.monotonic()) > 0:
             self._changed.clear()
             try:
                 async with asyncio.timeout(left):
@@ -200,14 +228,21 @@ def _too_late() -> DeadlineExceeded:
     return DeadlineExceeded("the model did not get to this clip before the deadline")
 
 
-def _stack(clips: list[np.ndarray]) -> np.ndarray:
+def _refuse(batch: list[_Waiting], error: RequestError) -> None:
+    for waiting in batch:
+        if not waiting.future.done():
+            waiting.future.set_exception(error)
+
+
+def _stack(clips: list[np.ndarray], room: Room) -> np.ndarray:
     """Pad with black to the longest.
 
     Shape: [time_i, height, width, 3] each -> [batch, time, height, width, 3].
     """
     if len(clips) == 1:
         return clips[0][None]
-    frames = np.zeros((len(clips), max(map(len, clips)), *clips[0].shape[1:]), np.uint8)
+    frames = room((len(clips), max(map(len, clips)), *clips[0].shape[1:]))
     for i, clip in enumerate(clips):
         frames[i, : len(clip)] = clip
+        frames[i, len(clip) :] = 0
     return frames

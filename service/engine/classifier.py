@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from service import __version__
-from service.cores import usable_cores
+from service.cores import plan_cores
 from service.engine.admission import Admission
 from service.engine.batcher import Inference
 from service.engine.model import Model
@@ -54,6 +54,8 @@ class Classifier:
         """
         prepare()
         settings = self.settings
+        self.cores = plan_cores(settings.decode_workers, settings.model_threads)
+        log.info("%s", self.cores)
         self.repository = await asyncio.to_thread(
             Repository,
             settings,
@@ -61,7 +63,7 @@ class Classifier:
             on_change=self._show_models,
         )
         self.pool = DecodePool(
-            settings.decode_workers or usable_cores(),
+            self.cores.decode_workers,
             self.repository.max_clip_bytes,
             settings.decoder_policy(),
             on_replace=self.metrics.decode_workers_replaced.inc,
@@ -134,6 +136,8 @@ class Classifier:
         metrics.decode_workers.set_function(lambda: self.pool.num_alive)
         for layer in self.pool.layers:
             metrics.sandbox.labels(layer.name, layer.detail).set(layer.enforced)
+        for part, number in vars(self.cores).items():
+            metrics.core_plan.labels(part).set(number)
         metrics.queue_depth.labels("decode").set_function(lambda: self.pool.num_waiting)
         metrics.queue_depth.labels("model").set_function(lambda: sum(m.depth for m in self.repository.models))
         self._show_models()

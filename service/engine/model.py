@@ -56,6 +56,8 @@ class Model:
                 max_queue_delay_s=settings.max_queue_delay_ms / 1e3,
                 max_queue=settings.max_queue,
                 max_frames=settings.max_batch * clip_frames,
+                room=session.room,
+                warm_up=session.warm_up,
                 observe_batch=self._ran,
             )
         except NotForClips as error:

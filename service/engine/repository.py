@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from service.cores import plan_cores
+from service.engine.cuda import Device
 from service.engine.folder import Files, default_model, model_files, own_files, version_key
 from service.engine.model import Model
 from service.engine.provider import choose
-from service.engine.session import Session
+from service.engine.session import Resources, Session
 from service.engine.statistics import Statistics
 from service.errors import InvalidModel, ModelRefused, StartError, UnknownModel
 from service.settings import Settings
@@ -76,6 +78,13 @@ class Repository:
             raise StartError(f"expected a model at NAME/VERSION/model.onnx under {self._where}, found none")
         self._default = default_model(settings.default_model, files, own, bundled_files)
         self._choice = choose(settings.provider, settings.device_id)
+        plan = plan_cores(settings.decode_workers, settings.model_threads)
+        self._resources = Resources(
+            plan.model_threads,
+            plan.model_runs,
+            settings.max_batch,
+            Device(settings.device_id, settings.gpu_memory_bytes, settings.cuda_graphs),
+        )
         self._changing = asyncio.Lock()
         self._retiring: set[asyncio.Task[None]] = set()
         self._entries: dict[str, dict[str, Entry]] = {}
@@ -244,9 +253,7 @@ class Repository:
 
     def _open(self, name: str, version: str, path: Path, sent: bytes | None = None) -> Session:
         """Load and warm up; to be called in a thread."""
-        settings = self.settings
-        strict = settings.provider == "cuda"
-        session = Session(path, self._choice, model=sent, device_id=settings.device_id, strict=strict)
+        session = Session(path, self._choice, self._resources, model=sent, strict=self.settings.provider == "cuda")
         says = session.manifest.name, session.manifest.version
         if says != (name, version):
             raise InvalidModel(

@@ -2,22 +2,53 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
+import re
+import threading
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 
-from service.cores import usable_cores
+from service.engine.cuda import Bound, Device, batch_sizes
 from service.engine.provider import CPU, CUDA, Choice
 from service.engine.signature import Signature, check, signature, zeros
-from service.errors import InvalidModel, NotForClips, ProviderUnavailable
+from service.errors import InvalidModel, NotForClips, OutOfMemory, ProviderUnavailable
 from service.manifest import Manifest, MLPManifest, ModelFile, read_manifest
 
 log = logging.getLogger(__name__)
+
+_NO_MEMORY = re.compile(
+    r"Failed to allocate memory|smaller than requested bytes|bad_alloc|out of memory|_ALLOC_FAILED", re.IGNORECASE
+)
+"""What ONNX Runtime, CUDA, cuBLAS and cuDNN say of it. There is no class of error for it."""
+_NO_GRAPH = "cannot use the graph capture feature"
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What sessions run with, and share.
+
+    Args:
+        threads: of one run on the CPU.
+        runs: how many runs may go on at once, of all sessions that hold these.
+        max_batch: the largest batch in use.
+    """
+
+    threads: int = 1
+    runs: int = 1
+    max_batch: int = 1
+    device: Device = field(default_factory=Device)
+    places: threading.Semaphore = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "places", threading.Semaphore(self.runs))
 
 
 class Session:
@@ -26,6 +57,7 @@ class Session:
     Args:
         path: the ONNX file; where there is `model`, only its name.
         choice: from `provider.choose`.
+        resources: shared with the other sessions.
         model: what the file would hold.
         strict: fail where `choice` cannot be had, and do not fall back to the CPU.
 
@@ -35,7 +67,13 @@ class Session:
     """
 
     def __init__(
-        self, path: Path, choice: Choice, *, model: bytes | None = None, device_id: int = 0, strict: bool = False
+        self,
+        path: Path,
+        choice: Choice,
+        resources: Resources | None = None,
+        *,
+        model: bytes | None = None,
+        strict: bool = False,
     ) -> None:
         try:
             model = path.read_bytes() if model is None else model
@@ -43,22 +81,55 @@ class Session:
             raise InvalidModel(f"{path}: cannot be read: {error.strerror}") from error
         self.path = path
         self.sha256 = hashlib.sha256(model).hexdigest()
+        self._resources = resources or Resources()
+        self.graphs_reason: str | None = None
+        """Why runs are not recorded as CUDA graphs, where that was open."""
         try:
-            self._load(model, choice, device_id)
+            self._load_on_cuda(model, choice) if choice.name == "cuda" else self._load(model, choice)
         except _CudaFailed as failure:
             if strict:
                 raise ProviderUnavailable(f"{path}: CUDA was asked for and not had: {failure}") from failure
             log.warning("%s: on the CPU, since CUDA failed: %s", path, failure)
-            self._load(model, Choice("cpu", str(failure)), device_id)
+            self._load(model, Choice("cpu", str(failure)))
 
-    def _load(self, model: bytes, choice: Choice, device_id: int) -> None:
+    def _load_on_cuda(self, model: bytes, choice: Choice) -> None:
+        """With CUDA graphs where they are wanted and can be had."""
+        graphs = self._resources.device.graphs
+        if graphs != "off":
+            try:
+                self._load(model, choice, graphs=True)
+                return
+            except _CudaFailed as failure:
+                if graphs == "on" and _NO_GRAPH in str(failure):
+                    raise InvalidModel(
+                        f"{self.path}: expected a model that CUDA graphs can record: {failure}"
+                    ) from failure
+                if graphs == "on":
+                    raise
+                log.info("%s: without CUDA graphs: %s", self.path, failure)
+                self.graphs_reason = str(failure)
+        self._load(model, choice)
+
+    def _load(self, model: bytes, choice: Choice, *, graphs: bool = False) -> None:
         self.provider, self.provider_reason = choice.name, choice.reason
-        self._session = _open(model, self.path, choice, device_id)
+        self.graphs = graphs
+        """Whether runs are recorded as CUDA graphs."""
+        self._session = _open(model, self.path, choice, self._resources, graphs=graphs)
         metadata = self._session.get_modelmeta().custom_metadata_map
         self.manifest: Manifest | MLPManifest = read_manifest(metadata, source=str(self.path))
         self.signature: Signature = signature(self.manifest)
         check(self._session, self.signature, self.path)
-        self.warm_up_s = self._warm_up()
+        self._bound: Bound | None = None
+        if self.provider == "cuda":
+            self._bound = Bound(
+                self._session,
+                self.signature,
+                sizes=batch_sizes(self._resources.max_batch),
+                time=self._time_steps,
+                device_id=self._resources.device.id,
+                graphs=graphs,
+            )
+        self.warm_up_s = self._try_out()
 
     def clip_manifest(self) -> Manifest:
         """The manifest of a model that classifies whole clips.
@@ -83,22 +154,53 @@ class Session:
         Shape: frames uint8 [batch, time, height, width, 3], lengths int32 [batch]
             -> logits [batch, classes], logits_over_time [batch, time, classes].
         """
-        outputs = self._session.run(["logits", "logits_over_time"], {"frames": frames, "lengths": lengths})
-        return np.asarray(outputs[0]), np.asarray(outputs[1])
+        outputs = self.run_tensors({"frames": frames, "lengths": lengths})
+        return outputs["logits"], outputs["logits_over_time"]
 
     def run_tensors(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Every output of the signature, for every input of it."""
-        names = [tensor.name for tensor in self.signature.outputs]
-        return dict(zip(names, map(np.asarray, self._session.run(names, inputs)), strict=True))
+        """Every output of the signature, for every input of it.
 
-    def _warm_up(self) -> float:
+        Raises:
+            OutOfMemory: there is not the memory for this batch; a smaller one may do.
+        """
+        with self._resources.places, _memory_errors():
+            if self._bound is not None:
+                return self._bound.run(inputs)
+            names = [tensor.name for tensor in self.signature.outputs]
+            return dict(zip(names, map(np.asarray, self._session.run(names, inputs)), strict=True))
+
+    def room(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Memory for frames of this shape, from which they come to the model soonest. Good until the next call."""
+        bound = self._bound.room(shape) if self._bound is not None else None
+        return np.empty(shape, np.uint8) if bound is None else bound
+
+    def warm_up(self) -> None:
+        """Run in every batch size in use, where that makes the first run of each slow. To be called in the thread that
+        will run the model: what CUDA keeps for a run it keeps for its thread."""
+        if self._bound is None:
+            return  # on the CPU a first run costs half a millisecond more than the next
+        for batch in batch_sizes(self._resources.max_batch):
+            try:
+                self.run_tensors(self._nothing(batch, self._time_steps))
+            except OutOfMemory as error:
+                log.warning("%s: no memory for a batch of %d: %s", self.path, batch, error.detail)
+                return
+
+    @property
+    def _time_steps(self) -> int:
+        return self.manifest.sampling.clip_shape[0] if isinstance(self.manifest, Manifest) else 1
+
+    def _nothing(self, batch: int, steps: int) -> dict[str, np.ndarray]:
+        inputs = zeros(self.signature.inputs, batch=batch, time=steps)
+        if "lengths" in inputs:
+            inputs["lengths"].fill(self._time_steps)
+        return inputs
+
+    def _try_out(self) -> float:
         """Run once alone and once in company, and look at what comes out."""
         started = time.perf_counter()
-        time_steps = self.manifest.sampling.clip_shape[0] if isinstance(self.manifest, Manifest) else 1
-        for batch, steps in ((1, time_steps), (2, time_steps + 1)):
-            inputs = zeros(self.signature.inputs, batch=batch, time=steps)
-            if "lengths" in inputs:
-                inputs["lengths"].fill(time_steps)
+        for batch, steps in ((1, self._time_steps), (2, self._time_steps + 1)):
+            inputs = self._nothing(batch, steps)
             try:
                 outputs = self.run_tensors(inputs)
             except Exception as error:
@@ -113,6 +215,16 @@ class Session:
             if not np.isfinite(outputs["logits"]).all():
                 raise InvalidModel(f"{self.path}: expected finite logits for zeros, got {outputs['logits'].tolist()}")
         return time.perf_counter() - started
+
+
+@contextlib.contextmanager
+def _memory_errors() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
+            raise OutOfMemory("expected memory for a run of the model, there is not enough") from error
+        raise
 
 
 def _sizes(inputs: dict[str, np.ndarray]) -> str:
@@ -135,12 +247,15 @@ class _CudaFailed(Exception):
     """CUDA looked usable and was not."""
 
 
-def _open(model: bytes, path: Path, choice: Choice, device_id: int) -> onnxruntime.InferenceSession:
-    options = session_options(usable_cores())
-    cuda: list[Any] = [(CUDA, {"device_id": device_id, "cudnn_conv_algo_search": "HEURISTIC"}), CPU]
+def _open(
+    model: bytes, path: Path, choice: Choice, resources: Resources, *, graphs: bool
+) -> onnxruntime.InferenceSession:
+    cuda: list[Any] = [(CUDA, resources.device.options(graphs=graphs)), CPU]
     providers = cuda if choice.name == "cuda" else [CPU]
     try:
-        session = onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0)
+        session = onnxruntime.InferenceSession(
+            model, session_options(resources.threads), providers=providers, enable_fallback=0
+        )
     except Exception as error:
         if choice.name == "cuda":
             raise _CudaFailed(f"the session could not be made: {error}") from error

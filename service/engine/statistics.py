@@ -20,6 +20,22 @@ class Spent:
 
 
 @dataclass
+class RunningMean:
+    """Of the latest values, each of which weighs a tenth when it comes.
+
+    Args:
+        value: what is taken for it before the first.
+    """
+
+    value: float = 0.0
+    known: bool = False
+
+    def add(self, value: float) -> None:
+        self.value = self.value + 0.1 * (value - self.value) if self.known else value
+        self.known = True
+
+
+@dataclass
 class Execution:
     """Runs of one batch size."""
 

@@ -48,6 +48,8 @@ def _info(model: Model, repository: Repository) -> ModelInfo:
         default=repository.is_default(model),
         provider=session.provider,
         provider_reason=session.provider_reason,
+        cuda_graphs=session.graphs,
+        cuda_graphs_reason=session.graphs_reason,
         sha256=session.sha256,
         refused=repository.entry(model).reason or None,
         clip_fault=model.clip_fault,

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from service.engine import batcher as module
 from service.engine.batcher import Batcher, Inference
-from service.errors import Busy, DeadlineExceeded, NotReady, RequestError
+from service.errors import Busy, DeadlineExceeded, NotReady, OutOfMemory, RequestError
 from tests.service.conftest import PATIENCE_S, eventually
 
 
@@ -24,12 +25,16 @@ class Model:
         self.gate = threading.Event()
         self.gate.set()
         self.fail = False
+        self.memory = 1000
+        """Clips that fit into one run."""
 
     def run(self, frames: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         self.batches.append((frames, lengths))
         assert self.gate.wait(PATIENCE_S)
+        if len(frames) > self.memory:
+            raise OutOfMemory("no memory")
         if self.fail:
-            raise RuntimeError("out of memory")
+            raise RuntimeError("a fault")
         over_time = frames.astype(np.float32).mean((2, 3))
         return over_time[np.arange(len(frames)), lengths - 1], over_time
 
@@ -181,6 +186,101 @@ def test_a_failed_batch_answers_all_of_it_and_the_next_one_runs() -> None:
         assert (await batcher.infer(clip(5), soon())).logits[0] == 5
 
     with_batcher(test)
+
+
+def test_a_batch_that_finds_no_memory_is_run_in_parts_and_the_next_ones_are_smaller() -> None:
+    async def test(batcher: Batcher, model: Model) -> None:
+        first = await held(batcher, model)
+        requests = [asyncio.create_task(batcher.infer(clip(i), soon())) for i in range(1, 9)]
+        await asyncio.sleep(0)
+        model.memory = 3
+        model.gate.set()
+        await first
+        answers = await asyncio.gather(*requests)
+        assert [answer.logits[0] for answer in answers] == list(range(1, 9))
+        assert {answer.batch_size for answer in answers} == {2}
+
+    assert with_batcher(test, max_batch=8).sizes == [1, 8, 4, 2, 2, 4, 2, 2]
+
+
+def test_a_clip_that_finds_no_memory_alone_is_told_so_and_the_others_are_answered() -> None:
+    async def test(batcher: Batcher, model: Model) -> None:
+        first = await held(batcher, model)
+        requests = [asyncio.create_task(batcher.infer(clip(i), soon())) for i in range(1, 4)]
+        await asyncio.sleep(0)
+        model.memory = 0
+        model.gate.set()
+        for request in (first, *requests):
+            with pytest.raises(OutOfMemory, match="this clip"):
+                await request
+        model.memory = 1
+        assert (await batcher.infer(clip(7), soon())).logits[0] == 7
+
+    with_batcher(test)
+
+
+def test_larger_batches_are_tried_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PATIENCE_RUNS", 3)
+
+    async def ask(batcher: Batcher, model: Model) -> None:
+        first = await held(batcher, model)
+        requests = [asyncio.create_task(batcher.infer(clip(i), soon())) for i in range(4)]
+        await asyncio.sleep(0)
+        model.gate.set()
+        await asyncio.gather(first, *requests)
+
+    async def test(batcher: Batcher, model: Model) -> None:
+        model.memory = 2
+        await ask(batcher, model)
+        assert model.sizes == [1, 4, 2, 2]
+        model.memory = 4
+        await ask(batcher, model)  # the third run that fits is the last with two
+        model.batches.clear()
+        await ask(batcher, model)
+        assert model.sizes == [1, 4]
+
+    with_batcher(test)
+
+
+def test_a_batch_is_gathered_in_the_room_that_is_given_over_what_lay_there() -> None:
+    room = np.full((4, 3, 2, 2, 3), 99, np.uint8)
+
+    async def test(batcher: Batcher, model: Model) -> None:
+        first = await held(batcher, model)
+        requests = [asyncio.create_task(batcher.infer(clip(i, steps=i), soon())) for i in (2, 3)]
+        await asyncio.sleep(0)
+        model.gate.set()
+        await asyncio.gather(first, *requests)
+
+    model = with_batcher(test, room=lambda shape: room[: shape[0], : shape[1]])
+    frames, _ = model.batches[1]
+    assert np.shares_memory(frames, room)
+    assert frames[:, :, 0, 0, 0].tolist() == [[2, 2, 0], [3, 3, 3]]
+
+
+def test_it_is_warm_before_it_starts_and_in_the_thread_that_runs() -> None:
+    threads: list[int] = []
+
+    class Spy(Model):
+        def run(self, frames: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            threads.append(threading.get_ident())
+            return super().run(frames, lengths)
+
+    async def test() -> None:
+        batcher = Batcher(
+            Spy().run,
+            max_batch=1,
+            max_queue_delay_s=0,
+            max_queue=1,
+            warm_up=lambda: threads.append(threading.get_ident()),
+        )
+        await batcher.start()
+        assert len(threads) == 1
+        await batcher.infer(clip(1), soon())
+        await batcher.close()
+
+    asyncio.run(test())
+    assert threads[0] == threads[1] != threading.get_ident()
 
 
 def test_closing_answers_what_was_accepted_and_takes_no_more() -> None:

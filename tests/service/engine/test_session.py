@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +19,11 @@ import pytest
 from onnx import TensorProto, helper
 
 from service.engine.provider import Choice
-from service.engine.session import Session, probabilities
-from service.errors import InvalidModel, ProviderUnavailable
+from service.engine.session import Resources, Session, probabilities
+from service.errors import InvalidModel, OutOfMemory, ProviderUnavailable
 from service.manifest import Manifest, MLPManifest, ModelFile, State
 from tests.service import onnx_models
+from tests.service.conftest import PATIENCE_S
 
 CPU_CHOICE = Choice("cpu", "because")
 
@@ -148,18 +154,110 @@ def test_cuda_that_fails_at_its_first_run_is_caught(models: Path, monkeypatch: p
         def get_providers(self) -> list[str]:
             return self.claims
 
-        def run(self, *arguments: Any) -> Any:
-            if "CUDAExecutionProvider" in self.claims:
-                raise RuntimeError("CUDNN_STATUS_NOT_INITIALIZED")
-            return super().run(*arguments)
+        def run_with_iobinding(self, *arguments: Any) -> Any:
+            raise RuntimeError("CUDNN_STATUS_NOT_INITIALIZED")
 
+    on_the_host = onnxruntime.OrtValue.ortvalue_from_shape_and_type
     monkeypatch.setattr(onnxruntime, "InferenceSession", OnCuda)
+    monkeypatch.setattr(
+        onnxruntime.OrtValue,
+        "ortvalue_from_shape_and_type",
+        staticmethod(lambda shape, datatype, device, device_id: on_the_host(shape, datatype)),
+    )
     path = models / "colours/1/model.onnx"
     with pytest.raises(ProviderUnavailable, match="a run failed: CUDNN_STATUS_NOT_INITIALIZED"):
         Session(path, Choice("cuda"), strict=True)
     session = Session(path, Choice("cuda"))
     assert session.provider == "cpu"
     assert session.provider_reason == "a run failed: CUDNN_STATUS_NOT_INITIALIZED"
+
+
+LITTLE_MEMORY = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from service.engine.provider import Choice
+from service.engine.session import Session
+from service.errors import OutOfMemory
+
+session = Session(Path(sys.argv[1]), Choice("cpu"))
+frames, lengths = np.zeros((16, 8, 120, 160, 3), np.uint8), np.full(16, 8, np.int32)
+session.run(frames[:1], lengths[:1])
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (16 << 20), resource.RLIM_INFINITY))
+try:
+    session.run(frames, lengths)
+except OutOfMemory as error:
+    print(error.code, type(error.__cause__).__name__)
+print(session.run(frames[:1], lengths[:1])[0].shape)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a bound on the address space that holds")
+def test_a_batch_without_memory_is_told_from_other_faults_and_a_smaller_one_runs(tmp_path: Path) -> None:
+    about = onnx_models.manifest(height=120, width=160)
+    path = onnx_models.save(tmp_path, onnx_models.colours(about), about)
+    said = subprocess.run([sys.executable, "-c", LITTLE_MEMORY, path], capture_output=True, text=True, timeout=60)
+    assert said.stdout.splitlines() == ["out_of_memory Fail", "(1, 4)"], said.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "bfc_arena.cc:376 AllocateRawInternal Failed to allocate memory for requested buffer of size 235929600",
+        "bfc_arena.cc:370 Available memory of 1048576 is smaller than requested bytes of 135383040",
+        "CUDA failure 2: out of memory ; GPU=0",
+        "CUDNN failure 4: CUDNN_STATUS_ALLOC_FAILED",
+        "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED",
+        "Non-zero status code returned while running Cast node. Status Message: std::bad_alloc",
+    ],
+)
+def test_words_for_no_memory(models: Path, monkeypatch: pytest.MonkeyPatch, words: str) -> None:
+    session = Session(models / "colours/1/model.onnx", CPU_CHOICE)
+
+    def run(*arguments: object) -> None:
+        raise RuntimeError(words)
+
+    monkeypatch.setattr(session._session, "run", run)
+    with pytest.raises(OutOfMemory):
+        session.run(np.zeros((1, 8, 24, 32, 3), np.uint8), np.array([8], np.int32))
+    words = "CUDA failure 700: an illegal memory access was encountered"
+    with pytest.raises(RuntimeError, match="illegal"):
+        session.run(np.zeros((1, 8, 24, 32, 3), np.uint8), np.array([8], np.int32))
+
+
+def test_models_share_the_cores_and_do_not_multiply_them(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two at once, though three models are asked at the same time."""
+    resources = Resources(threads=1, runs=2)
+    sessions = [
+        Session(models / name / "model.onnx", CPU_CHOICE, resources) for name in ("colours/1", "colours/2", "tags/1")
+    ]
+    at_work, most, enough, gate = 0, 0, threading.Event(), threading.Event()
+    lock = threading.Lock()
+
+    def run(names: list[str], inputs: object) -> list[np.ndarray]:
+        nonlocal at_work, most
+        with lock:
+            at_work += 1
+            most = max(most, at_work)
+            if at_work == 2:
+                enough.set()
+        assert gate.wait(PATIENCE_S)
+        with lock:
+            at_work -= 1
+        return [np.zeros(1) for _ in names]
+
+    for session in sessions:
+        monkeypatch.setattr(session._session, "run", run)
+    with ThreadPoolExecutor(3) as threads:
+        runs = [threads.submit(session.run_tensors, {}) for session in sessions]
+        assert enough.wait(PATIENCE_S)
+        time.sleep(0.05)
+        gate.set()
+        for done in runs:
+            done.result(PATIENCE_S)
+    assert most == 2
+    assert sessions[0]._session.get_session_options().intra_op_num_threads == 1
 
 
 def test_probabilities() -> None:

@@ -96,6 +96,7 @@ def test_codes_and_statuses_are_stable() -> None:
         "invalid_parameter": 422,
         "busy": 503,
         "not_ready": 503,
+        "out_of_memory": 503,
         "deadline_exceeded": 504,
         "no_room": 507,
     }
