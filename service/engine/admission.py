@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
+from service.engine.statistics import RunningMean
 from service.errors import Busy, NotReady, UploadTimeout
 
 
@@ -15,15 +16,18 @@ class Admission:
 
     Args:
         limit: clips under way; one more is `Busy`.
+        clock: seconds.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.limit = limit
+        self._clock = clock
         self.in_flight = 0
         self.draining = False
         self._idle = asyncio.Event()
         self._idle.set()
-        self._mean_s = 1.0
+        self._stay_s = RunningMean(1.0)
+        self._turned_away = 0
         self._uploads: set[asyncio.Timeout] = set()
 
     @contextmanager
@@ -31,20 +35,25 @@ class Admission:
         """One clip's stay.
 
         Raises:
-            Busy: at the limit; `retry_after_s` is the time that a clip takes at the moment.
+            Busy: at the limit; `retry_after_s` is when a place is free for this one, and not for those only that were
+                turned away before it.
             NotReady: draining.
         """
         if self.draining:
             raise self._shutting_down()
         if self.in_flight >= self.limit:
-            raise Busy(f"{self.limit} clips are under way, the limit", retry_after_s=self._mean_s)
+            self._turned_away += 1
+            # Of so many clips that each stay so long, one leaves every stay / limit seconds.
+            retry_after_s = self._turned_away * self._stay_s.value / self.limit
+            raise Busy(f"{self.limit} clips are under way, the limit", retry_after_s=retry_after_s)
         self.in_flight += 1
         self._idle.clear()
-        started = time.monotonic()
+        started = self._clock()
         try:
             yield
         finally:
-            self._mean_s += 0.1 * (time.monotonic() - started - self._mean_s)
+            self._stay_s.add(self._clock() - started)
+            self._turned_away = max(0, self._turned_away - 1)
             self.in_flight -= 1
             if not self.in_flight:
                 self._idle.set()
@@ -85,4 +94,4 @@ class Admission:
         await self._idle.wait()
 
     def _shutting_down(self) -> NotReady:
-        return NotReady("the service is shutting down", retry_after_s=self._mean_s)
+        return NotReady("the service is shutting down", retry_after_s=self._stay_s.value)

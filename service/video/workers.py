@@ -123,6 +123,9 @@ class DecodePool:
         asked = time.monotonic()
         decoder = await self._take(deadline)
         taken = time.monotonic()
+        if taken >= deadline:  # its turn came in the moment in which it was too late to begin
+            self._offer(decoder)
+            raise DeadlineExceeded("no decoder was free before the deadline")
         threads = min(MAX_THREADS, 1 + self.num_idle)
         healthy = False
         try:

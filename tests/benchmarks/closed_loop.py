@@ -45,6 +45,7 @@ class Crowd:
         self.under_way = 0
         self.idle = asyncio.Event()
         self.connecting: set[asyncio.Task[None]] = set()
+        self.connected: set[asyncio.Transport] = set()
         self.begin()
 
     def begin(self) -> None:
@@ -77,7 +78,7 @@ class Crowd:
             self.latencies_s.append(latency_s)
 
     async def end(self, timeout_s: float = 90) -> int:
-        """Ask no more, wait for the answers still to come, and say how many did not come."""
+        """Ask no more, wait for the answers still to come, hang up, and say how many did not come."""
         self.asking = False
         try:
             async with asyncio.timeout(timeout_s):
@@ -86,7 +87,13 @@ class Crowd:
                     await self.idle.wait()
         except TimeoutError:
             pass
-        return self.under_way
+        missing = self.under_way
+        for transport in self.connected:
+            transport.abort()
+        await asyncio.gather(*self.connecting, return_exceptions=True)
+        while self.connected:
+            await asyncio.sleep(0)
+        return missing
 
 
 class _Client(asyncio.Protocol):
@@ -97,6 +104,7 @@ class _Client(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
+        self.crowd.connected.add(transport)
         self.ask()
 
     def ask(self) -> None:
@@ -141,6 +149,7 @@ class _Client(asyncio.Protocol):
         self.crowd.idle.set()
 
     def connection_lost(self, error: Exception | None) -> None:
+        self.crowd.connected.discard(self.transport)
         if self.waiting:
             self.settle()
             self.crowd.count("closed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -19,6 +20,43 @@ def test_one_more_than_the_limit_is_refused() -> None:
         assert caught.value.retry_after_s is not None
     with admission.admit():
         assert admission.in_flight == 1
+
+
+def test_who_is_turned_away_is_told_when_there_will_be_a_place_for_him() -> None:
+    """Ten places and stays of 5 s: one is free every half second."""
+    now = 0.0
+    admission = Admission(10, clock=lambda: now)
+
+    def told() -> float:
+        with pytest.raises(Busy) as caught, admission.admit():
+            pass
+        assert caught.value.retry_after_s is not None
+        return caught.value.retry_after_s
+
+    stays: list[contextlib.ExitStack] = []
+
+    def come() -> None:
+        stays.append(contextlib.ExitStack())
+        stays[-1].enter_context(admission.admit())
+
+    def half_a_second() -> None:
+        """A clip goes, and another comes."""
+        nonlocal now
+        now += 0.5
+        if len(stays) == 10:
+            stays.pop(0).close()
+        come()
+
+    for _ in range(200):
+        half_a_second()
+    assert told() == pytest.approx(0.5, rel=0.01)
+    assert told() == pytest.approx(1.0, rel=0.01)
+    assert told() == pytest.approx(1.5, rel=0.01)
+    half_a_second()  # which makes room for one of the three
+    assert told() == pytest.approx(1.5, rel=0.01)
+    for _ in range(10):
+        half_a_second()
+    assert told() == pytest.approx(0.5, rel=0.01)
 
 
 def test_each_piece_starts_the_wait_anew() -> None:

@@ -153,6 +153,16 @@ def test_waiting_ends_at_the_deadline_and_leaves_the_worker_alone(clips: dict[st
     assert with_pool(test).num_replaced == 0
 
 
+def test_a_turn_that_comes_too_late_costs_no_decoder(clips: dict[str, Path]) -> None:
+    async def test(pool: DecodePool) -> None:
+        with pytest.raises(DeadlineExceeded):
+            await pool.decode(clips["red"], SAMPLING, time.monotonic())
+        assert pool.num_idle == 1
+        await pool.decode(clips["red"], SAMPLING, soon())
+
+    assert with_pool(test).num_replaced == 0
+
+
 def test_a_cancelled_request_frees_its_place_at_once(clips: dict[str, Path]) -> None:
     async def test(pool: DecodePool) -> None:
         os.kill(pool.pids[0], signal.SIGSTOP)
