@@ -15,7 +15,7 @@ LABEL = "right"
 
 
 def write_clip(path: Path, seconds: float) -> None:
-    """A bright disk that moves to the right before a dark ground that stands still, seen by a camera with some noise."""
+    """A bright disk that moves to the right before a dark ground that stands still, seen by a noisy camera."""
     rng = np.random.default_rng(0)
     coarse = rng.integers(20, 90, (HEIGHT // 8, WIDTH // 8, 3)).astype(np.uint8)
     ground = av.VideoFrame.from_ndarray(coarse, format="rgb24").reformat(width=WIDTH, height=HEIGHT).to_ndarray()

@@ -6,13 +6,13 @@
     python -m tests.benchmarks.load --soak 30
 
 Closed loops: each client uploads the same clip again as soon as it has its answer, and waits where Retry-After says so.
-Every server has its turn in every round, and is stopped (SIGSTOP) while others have theirs, so that the changing speed of
-a machine hits all alike: only figures of one run compare, and ratios are medians over the rounds. `bare` is as many
+Every server has its turn in every round, and is stopped (SIGSTOP) while others have theirs, so that the changing speed
+of a machine hits all alike: only figures of one run compare, and ratios are medians over the rounds. `bare` is as many
 processes as there are cores, or one for one client, that decode the frames that are needed and do nothing else.
 
 Of each server: answers a second, their share of bare, the latency's percentiles over all rounds, processor time of all
-its processes for each answer, their memory under load (PSS: shared pages counted once; RSS), and answers by code other than
-200. The clients' own processor time, on the same cores, is in the JSON.
+its processes for each answer, their memory under load (PSS: shared pages counted once; RSS), and answers by code other
+than 200. The clients' own processor time, on the same cores, is in the JSON.
 """
 
 from __future__ import annotations
@@ -104,40 +104,62 @@ def ratio(turns: list[Turn], to: list[Turn]) -> float:
     return statistics.median(a.rate / b.rate if b.rate else float("inf") for a, b in zip(turns, to, strict=True))
 
 
-def summary(turns: list[Turn], bare: list[Turn]) -> dict[str, float | dict[str, int]]:
-    latencies_ms = [latency for turn in turns for latency in turn.latencies_ms]
-    codes = sum((Counter(turn.codes) for turn in turns), Counter[str]())
-    codes["unanswered"] = sum(turn.unanswered for turn in turns)
-    return {
-        "rate": statistics.median(turn.rate for turn in turns),
-        "of_bare": ratio(turns, bare) if bare else float("nan"),
-        **{f"p{percent}_ms": percentile(latencies_ms, percent) for percent in (50, 95, 99)},
-        "cpu_ms": statistics.median(turn.cpu_ms for turn in turns),
-        "clients_cpu_ms": statistics.median(turn.clients_cpu_ms for turn in turns),
-        "pss_mb": max(turn.pss_mb for turn in turns),
-        "rss_mb": max(turn.rss_mb for turn in turns),
-        "errors": {code: count for code, count in codes.items() if count and code != "200"},
-    }
+@dataclass
+class Figures:
+    """Of all turns of one contender."""
 
+    rate: float
+    of_bare: float
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    cpu_ms: float
+    clients_cpu_ms: float
+    pss_mb: float
+    rss_mb: float
+    errors: dict[str, int]
 
-def print_table(title: str, rows: dict[str, list[Turn]]) -> dict[str, dict[str, float | dict[str, int]]]:
-    figures = {name: summary(turns, rows.get(BARE, [])) for name, turns in rows.items()}
-    print(f"\n{title}")
-    print(" " * 14 + "".join(f"{head:>9}" for head in HEADS))
-    for name, row in figures.items():
-        errors = ", ".join(f"{code}: {count}" for code, count in row["errors"].items())
-        print(
-            f"  {name:<12}{row['rate']:>9.1f}{row['of_bare']:>9.2f}{row['p50_ms']:>9.1f}{row['p95_ms']:>9.1f}"
-            f"{row['p99_ms']:>9.1f}{row['cpu_ms']:>9.1f}{row['pss_mb']:>9.0f}{row['rss_mb']:>9.0f}  {errors}"
+    @classmethod
+    def of(cls, turns: list[Turn], bare: list[Turn]) -> Figures:
+        latencies_ms = [latency for turn in turns for latency in turn.latencies_ms]
+        codes = sum((Counter(turn.codes) for turn in turns), Counter[str]())
+        codes["unanswered"] = sum(turn.unanswered for turn in turns)
+        return cls(
+            rate=statistics.median(turn.rate for turn in turns),
+            of_bare=ratio(turns, bare),
+            p50_ms=percentile(latencies_ms, 50),
+            p95_ms=percentile(latencies_ms, 95),
+            p99_ms=percentile(latencies_ms, 99),
+            cpu_ms=statistics.median(turn.cpu_ms for turn in turns),
+            clients_cpu_ms=statistics.median(turn.clients_cpu_ms for turn in turns),
+            pss_mb=max(turn.pss_mb for turn in turns),
+            rss_mb=max(turn.rss_mb for turn in turns),
+            errors={code: count for code, count in codes.items() if count and code != "200"},
         )
+
+    def __str__(self) -> str:
+        latencies = f"{self.p50_ms:>9.1f}{self.p95_ms:>9.1f}{self.p99_ms:>9.1f}"
+        errors = ", ".join(f"{code}: {count}" for code, count in self.errors.items())
+        return (
+            f"{self.rate:>9.1f}{self.of_bare:>9.2f}{latencies}{self.cpu_ms:>9.1f}"
+            f"{self.pss_mb:>9.0f}{self.rss_mb:>9.0f}  {errors}"
+        )
+
+
+def print_table(title: str, rows: dict[str, list[Turn]]) -> dict[str, Figures]:
+    figures = {name: Figures.of(turns, rows[BARE]) for name, turns in rows.items()}
+    print(f"\n{title}\n" + " " * 14 + "".join(f"{head:>9}" for head in HEADS))
+    for name, row in figures.items():
+        print(f"  {name:<12}{row}")
     peers = [name for name in rows if name in PEERS]
     if OURS in rows and peers:
-        fastest = max(peers, key=lambda name: figures[name]["rate"])
+        fastest = max(peers, key=lambda name: figures[name].rate)
         ours, its = figures[OURS], figures[fastest]
         print(
             f"  {OURS} to {fastest}, the fastest peer: {ratio(rows[OURS], rows[fastest]):.2f} of its answers a second, "
-            f"{ours['p50_ms'] / its['p50_ms']:.2f} of its p50, {ours['p99_ms'] / its['p99_ms']:.2f} of its p99, "
-            f"{ours['pss_mb'] / its['pss_mb']:.2f} of its PSS"
+            f"{ours.p50_ms / its.p50_ms:.2f} of its p50, {ours.p99_ms / its.p99_ms:.2f} of its p99, "
+            f"{ours.pss_mb / its.pss_mb:.2f} of its PSS",
+            flush=True,
         )
     return figures
 
@@ -174,7 +196,7 @@ def compare(options: argparse.Namespace, servers: dict[str, Server], clips: dict
                     server.pause()
             title = f"{name}, {clip.stat().st_size / 1e3:.0f} kB; {num_clients} clients"
             figures[f"{name} {num_clients}"] = {
-                "summary": print_table(title, rows),
+                "figures": {contender: asdict(row) for contender, row in print_table(title, rows).items()},
                 "turns": {contender: [asdict(turn) for turn in turns] for contender, turns in rows.items()},
             }
     bare.close()
@@ -235,13 +257,13 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
     pythons = dict(options.python)
-    known = {OURS: (SERVICE, sys.executable, ROOT)}
-    known |= {name: ([*SERVICE, *shlex.split(value)], sys.executable, ROOT) for name, value in options.also}
-    known |= {name: (SERVICE, sys.executable, Path(folder).resolve()) for name, folder in options.checkout}
-    known |= {
-        peer: (arguments, pythons.get(peer, pythons.get("peers", sys.executable)), ROOT)
-        for peer, arguments in PEERS.items()
-    }
+    known: dict[str, tuple[list[str], str, Path]] = {OURS: (SERVICE, sys.executable, ROOT)}
+    for name, value in options.also:
+        known[name] = [*SERVICE, *shlex.split(value)], sys.executable, ROOT
+    for name, folder in options.checkout:
+        known[name] = SERVICE, sys.executable, Path(folder).resolve()
+    for name, arguments in PEERS.items():
+        known[name] = arguments, pythons.get(name, pythons.get("peers", sys.executable)), ROOT
     chosen = [OURS] if options.soak else options.only.split(",") if options.only else list(known)
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         clips = {name: Path(scratch) / f"{name}.mp4" for name in options.clips.split(",")}

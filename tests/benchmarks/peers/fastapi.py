@@ -1,4 +1,4 @@
-"""FastAPI: a plain function as route, which it runs in its thread pool. `uvicorn tests.benchmarks.peers.fastapi:app`."""
+"""FastAPI: a plain function as route, run in its thread pool. `uvicorn tests.benchmarks.peers.fastapi:app`."""
 
 import io
 from typing import Annotated
