@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from service.errors import Busy, DeadlineExceeded, RequestError
+from service.engine.statistics import RunningMean
+from service.errors import Busy, DeadlineExceeded, OutOfMemory, RequestError
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ class Turns:
         self._run = run
         self._max_queue = max_queue
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ttvideo-model")
-        self._run_s = 0.0
+        self._run_s = RunningMean()
         self.depth = 0
 
     async def infer(self, inputs: dict[str, np.ndarray], deadline: float) -> Outcome:
@@ -51,11 +52,14 @@ class Turns:
         Raises:
             Busy: the queue is full.
             DeadlineExceeded: not run in time.
+            OutOfMemory: there is not the memory for this request.
             RequestError: the run failed.
         """
         if self.depth >= self._max_queue:
-            retry_after_s = self._run_s * self.depth
-            raise Busy(f"{self._max_queue} requests are waiting for the model, the limit", retry_after_s=retry_after_s)
+            # The next run makes room.
+            raise Busy(
+                f"{self._max_queue} requests are waiting for the model, the limit", retry_after_s=self._run_s.value
+            )
         asked = time.monotonic()
 
         def run() -> Outcome:
@@ -69,12 +73,14 @@ class Turns:
                 outcome = await asyncio.get_running_loop().run_in_executor(self._thread, run)
         except TimeoutError:
             raise DeadlineExceeded("the model did not get to this request before the deadline") from None
+        except OutOfMemory:
+            raise
         except Exception as error:
             log.exception("a run failed")
             raise RequestError("the model failed to run on this request") from error
         finally:
             self.depth -= 1
-        self._run_s = 0.9 * self._run_s + 0.1 * outcome.run_s if self._run_s else outcome.run_s
+        self._run_s.add(outcome.run_s)
         return outcome
 
     def close(self) -> None:

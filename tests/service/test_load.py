@@ -227,6 +227,38 @@ def test_a_full_disk_refuses_uploads_until_there_is_room_again(
         )
 
 
+def test_several_models_at_once_answer_each_for_itself(
+    models: Path, clips: dict[str, Path], spool: Path, tmp_path: Path
+) -> None:
+    """Whoever names none gets the default, the latest version where only a name is given; and all run together."""
+    about = onnx_models.manifest(name="other", labels=("one", "two", "three", "four"))
+    onnx_models.save(tmp_path / "several", onnx_models.colours(about), about)
+    for version, labels in (("2", ("old", "b", "c", "d")), ("10", ("new", "b", "c", "d"))):
+        about = onnx_models.manifest(name="mine", version=version, labels=labels)
+        onnx_models.save(tmp_path / "several", onnx_models.colours(about), about)
+    request = upload_request(clips["red"].read_bytes())
+    asked = {"": "one", "?model=mine": "new", "?model=mine&version=2": "old", "?model=other&version=1": "one"}
+
+    async def ask(server: Server) -> list[Counter[str]]:
+        crowds = [
+            Crowd(server.port, request.replace(b"/classify", b"/classify" + query.encode(), 1), label, 2)
+            for query, label in asked.items()
+        ]
+        for crowd in crowds:
+            await crowd.start()
+        for crowd in crowds:
+            await answers(crowd, SETTLED)
+        assert [await crowd.end(PATIENCE_S) for crowd in crowds] == [0] * len(crowds)
+        return [crowd.codes for crowd in crowds]
+
+    with serving(tmp_path / "several", spool, "--default-model", "other") as server:
+        for counts in asyncio.run(ask(server)):
+            assert counts.keys() == {"200"}
+        told = server.client.get("/models").json()["models"]
+        served = {f"{model['name']}/{model['version']}": model["default"] for model in told}
+        assert served == {"mine/2": False, "mine/10": False, "moving_digits/1": False, "other/1": True}
+
+
 def test_a_model_that_is_replaced_again_and_again_loses_no_request(
     tmp_path: Path, clips: dict[str, Path], spool: Path
 ) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from service.engine.turns import Turns
-from service.errors import Busy, DeadlineExceeded, RequestError
+from service.errors import Busy, DeadlineExceeded, OutOfMemory, RequestError
 from tests.service.conftest import PATIENCE_S, eventually
 
 
@@ -26,6 +26,8 @@ class Model:
     def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         self.seen.append(int(inputs["x"]))
         assert self.gate.wait(PATIENCE_S)
+        if inputs["x"] < -1:
+            raise OutOfMemory("no memory")
         if inputs["x"] < 0:
             raise RuntimeError("a secret")
         return {"y": 2 * inputs["x"]}
@@ -61,6 +63,8 @@ def test_one_after_the_other_and_no_more_than_the_queue_holds() -> None:
         await eventually(lambda: turns.depth == 3)
         with pytest.raises(Busy, match="3 requests are waiting for the model, the limit"):
             await turns.infer(given(3), soon())
+        await eventually(lambda: model.seen == [0])
+        await asyncio.sleep(0.05)
         model.gate.set()
         outcomes = await asyncio.gather(*tasks)
         assert [int(outcome.outputs["y"]) for outcome in outcomes] == [0, 2, 4]
@@ -95,6 +99,8 @@ def test_a_fault_costs_one_request_and_says_little() -> None:
         with pytest.raises(RequestError) as caught:
             await turns.infer(given(-1), soon())
         assert caught.value.detail == "the model failed to run on this request"
+        with pytest.raises(OutOfMemory):
+            await turns.infer(given(-2), soon())
         assert int((await turns.infer(given(1), soon())).outputs["y"]) == 2
 
     with_turns(test)
