@@ -90,6 +90,8 @@ def _parser() -> argparse.ArgumentParser:
         "--upload-timeout-s", type=float, help="longest wait for the next piece of an upload; then it is 408 (10)"
     )
     parser.add_argument("--deadline-s", type=float, help="seconds from the end of the upload to the answer (30)")
+    parser.add_argument("--max-sequences", type=int, help="live sequences and streams; one more is answered 503 (2048)")
+    parser.add_argument("--sequence-idle-s", type=float, help="idle seconds after which a sequence is ended (60)")
     parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"])
     commands = parser.add_subparsers(dest="command", metavar="classify")
     classify = commands.add_parser(

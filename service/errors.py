@@ -60,6 +60,12 @@ class UnknownModel(RequestError):
     title = "There is no such model"
 
 
+class UnknownSequence(RequestError):
+    status = 404
+    code = "unknown_sequence"
+    title = "There is no such sequence"
+
+
 class NotFound(RequestError):
     status = 404
     code = "not_found"
@@ -82,6 +88,18 @@ class UploadTimeout(RequestError):
     status = 408
     code = "upload_timeout"
     title = "The upload stopped on its way"
+
+
+class SequenceExpired(RequestError):
+    status = 408
+    code = "sequence_expired"
+    title = "The sequence stood idle for too long"
+
+
+class SequenceBroken(RequestError):
+    status = 409
+    code = "sequence_broken"
+    title = "The sequence cannot go on in its order"
 
 
 class UploadTooLarge(RequestError):
@@ -148,6 +166,12 @@ class NotForClips(RequestError):
     status = 422
     code = "not_for_clips"
     title = "The model does not classify whole clips"
+
+
+class NotForPieces(RequestError):
+    status = 422
+    code = "not_for_pieces"
+    title = "The model does not take a clip in pieces"
 
 
 class ModelRefused(RequestError):

@@ -40,6 +40,16 @@ class Metrics:
         self.queue_depth = Gauge(
             "ttvideo_queue_depth", "Clips waiting for a decoder or for a model", ["queue"], registry=registry
         )
+        self.sequences = Gauge("ttvideo_sequences", "Live sequences, of /v2 and of /stream", registry=registry)
+        self.sequences_over = Counter(
+            "ttvideo_sequences_over",
+            "Sequences that ended; code is `ok` or why they were ended",
+            ["code"],
+            registry=registry,
+        )
+        self.sequence_steps = Counter(
+            "ttvideo_sequence_steps", "Frames of sequences that were answered", registry=registry
+        )
         self.decode_workers = Gauge("ttvideo_decode_workers", "Living decoder processes", registry=registry)
         self.decode_workers_replaced = Counter(
             "ttvideo_decode_workers_replaced", "Decoder processes that crashed or were killed", registry=registry

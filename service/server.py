@@ -89,7 +89,7 @@ class _Server(uvicorn.Server):
         # Every clip here has been uploaded, so its deadline comes no later than this one.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._classifier.settings.deadline_s):
-                await self._classifier.admission.drain()
+                await self._classifier.drain()
         self.should_exit = True
 
 

@@ -74,6 +74,11 @@ class Settings(BaseSettings):
     """How long the first clip of a batch waits for company; 0 takes what is there."""
     max_queue: Annotated[int, Field(ge=1)] = 64
     """Requests under way, from upload to answer; one more is answered 503."""
+    max_sequences: Annotated[int, Field(ge=1)] = 2048
+    """Live sequences, those of /v2 and of /stream together; one more is answered 503. Each holds the model's state, a
+    few KiB, and what waits of its pieces."""
+    sequence_idle_s: Annotated[float, Field(gt=0)] = 60.0
+    """A sequence of which nothing comes for so long is ended."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     def decoder_policy(self) -> Policy:

@@ -22,7 +22,10 @@ PATIENCE_RUNS = 100
 """After so many runs that had their memory, twice as many clips are tried again."""
 
 Room = Callable[[tuple[int, ...]], np.ndarray]
-Run = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+State = dict[str, np.ndarray]
+"""What a streaming model carries from one piece of a clip to the next, by the names of its inputs; of other models
+nothing."""
+Run = Callable[[np.ndarray, np.ndarray, State], tuple[np.ndarray, np.ndarray, State]]
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class Inference:
 
     logits: np.ndarray
     logits_over_time: np.ndarray
+    state: State
+    """For the next piece."""
     batch_size: int
     queue_s: float
     gather_s: float
@@ -41,6 +46,7 @@ class Inference:
 class _Waiting:
     frames: np.ndarray
     length: int
+    state: State
     deadline: float
     future: asyncio.Future[Inference]
     since: float = field(default_factory=time.monotonic)
@@ -50,7 +56,8 @@ class Batcher:
     """A bounded first-in-first-out queue before a model that runs batches in a thread of its own.
 
     Args:
-        run: frames [batch, time, height, width, 3], lengths [batch] -> logits, logits_over_time.
+        run: frames [batch, time, height, width, 3], lengths [batch], state [batch, ...] -> logits, logits_over_time,
+            the state after them.
         max_batch: clips in one run.
         max_queue_delay_s: how long the first of a batch waits for company.
         max_queue: clips that may wait.
@@ -103,13 +110,16 @@ class Batcher:
             await self._worker
         self._thread.shutdown()
 
-    async def infer(self, frames: np.ndarray, deadline: float, length: int | None = None) -> Inference:
+    async def infer(
+        self, frames: np.ndarray, deadline: float, length: int | None = None, state: State | None = None
+    ) -> Inference:
         """Wait in line and run.
 
         Args:
             frames: uint8 [time, height, width, 3].
             deadline: by `time.monotonic()`.
             length: frames that count; all of them without it.
+            state: what the model carries from the frames before, without the batch; of one model all have the same.
 
         Raises:
             Busy: the queue is full.
@@ -124,7 +134,7 @@ class Batcher:
             # The next run makes room, and takes so many from the line.
             raise Busy(f"{self._max_queue} clips are waiting for the model, the limit", retry_after_s=self._run_s.value)
         length = len(frames) if length is None else length
-        waiting = _Waiting(frames, length, deadline, asyncio.get_running_loop().create_future())
+        waiting = _Waiting(frames, length, state or {}, deadline, asyncio.get_running_loop().create_future())
         self._queue.append(waiting)
         self._changed.set()
         try:
@@ -164,7 +174,7 @@ class Batcher:
 
     async def _run_batch(self, batch: list[_Waiting]) -> None:
         started = time.monotonic()
-        logits, over_time, gather_s, run_s = await asyncio.get_running_loop().run_in_executor(
+        logits, over_time, state, gather_s, run_s = await asyncio.get_running_loop().run_in_executor(
             self._thread, self._gather_and_run, batch
         )
         self._run_s.add(gather_s + run_s)
@@ -177,17 +187,20 @@ class Batcher:
             if not waiting.future.done():
                 share = over_time[i, : len(waiting.frames)]
                 queue_s = started - waiting.since
-                waiting.future.set_result(Inference(logits[i], share, len(batch), queue_s, gather_s, run_s))
+                # A copy, so that no row keeps a whole batch.
+                mine = {name: rows[i].copy() for name, rows in state.items()}
+                waiting.future.set_result(Inference(logits[i], share, mine, len(batch), queue_s, gather_s, run_s))
 
-    def _gather_and_run(self, batch: list[_Waiting]) -> tuple[np.ndarray, np.ndarray, float, float]:
-        """Logits, logits over time, and the seconds that gathering the batch and running it took. In the thread: the
-        copies of a large batch take milliseconds."""
+    def _gather_and_run(self, batch: list[_Waiting]) -> tuple[np.ndarray, np.ndarray, State, float, float]:
+        """Logits, logits over time, the state after them, and the seconds that gathering the batch and running it took.
+        In the thread: the copies of a large batch take milliseconds."""
         started = time.monotonic()
         frames = _stack([waiting.frames for waiting in batch], self._room)
         lengths = np.array([waiting.length for waiting in batch], np.int32)
+        state = {name: np.stack([waiting.state[name] for waiting in batch]) for name in batch[0].state}
         gathered = time.monotonic()
-        logits, over_time = self._run(frames, lengths)
-        return logits, over_time, gathered - started, time.monotonic() - gathered
+        logits, over_time, after = self._run(frames, lengths, state)
+        return logits, over_time, after, gathered - started, time.monotonic() - gathered
 
     async def _next_batch(self) -> list[_Waiting]:
         """At least one request that still wants an answer; none only when closing."""

@@ -16,6 +16,7 @@ from service.engine.admission import Admission
 from service.engine.batcher import Inference
 from service.engine.model import Model
 from service.engine.repository import Repository
+from service.engine.sequences import Sequences
 from service.engine.session import probabilities
 from service.errors import InvalidParameter
 from service.manifest import Manifest
@@ -37,6 +38,12 @@ class Classifier:
         self.settings = settings
         self.metrics = metrics or Metrics()
         self.admission = Admission(settings.max_queue)
+        self.sequences = Sequences(
+            limit=settings.max_sequences,
+            idle_s=settings.sequence_idle_s,
+            on_step=self.metrics.sequence_steps.inc,
+            on_over=lambda code: self.metrics.sequences_over.labels(code).inc(),
+        )
         self.repository: Repository
         self.pool: DecodePool
         self._started = False
@@ -82,10 +89,14 @@ class Classifier:
         """Answer everything accepted, then end the processes."""
         if not self._started:
             return
-        await self.admission.drain()
+        await self.drain()
         self._started = False
         await self.repository.close()
         await self.pool.close()
+
+    async def drain(self) -> None:
+        """Take no more, answer what was accepted, and end every sequence."""
+        await asyncio.gather(self.admission.drain(), self.sequences.drain())
 
     async def classify(
         self,
@@ -132,6 +143,7 @@ class Classifier:
         metrics = self.metrics
         metrics.build.info({"version": __version__})
         metrics.ready.set_function(lambda: self.ready)
+        metrics.sequences.set_function(lambda: len(self.sequences))
         metrics.in_flight.set_function(lambda: self.admission.in_flight)
         metrics.decode_workers.set_function(lambda: self.pool.num_alive)
         for layer in self.pool.layers:

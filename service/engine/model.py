@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 
-from service.engine.batcher import Batcher, Inference
+from service.engine.batcher import Batcher, Inference, State
 from service.engine.session import Session, probabilities
 from service.engine.signature import Tensor
 from service.engine.statistics import Statistics
 from service.engine.turns import Turns
-from service.errors import NotForClips
+from service.errors import NotForClips, NotForPieces
 from service.settings import Settings
 
 PROBABILITIES = "probabilities"
@@ -46,16 +46,20 @@ class Model:
         self._unused = asyncio.Event()
         self._unused.set()
         self._line: Batcher | Turns
+        self.states = session.states
+        """What it carries from one piece of a clip to the next; nothing where clips come whole."""
+        self.initial_state: State = {state.input: np.zeros(state.shape, state.dtype) for state in self.states}
+        """Before the first piece."""
         try:
-            clip_frames = session.clip_manifest().sampling.clip_shape[0]
+            max_frames = settings.max_batch * session.clip_manifest().sampling.clip_shape[0]
             self.clip_fault: str | None = None
             """Why it cannot classify whole clips."""
             self._line = Batcher(
                 session.run,
-                max_batch=settings.max_batch,
+                max_batch=max_frames if self.states else settings.max_batch,  # a piece may be one frame
                 max_queue_delay_s=settings.max_queue_delay_ms / 1e3,
                 max_queue=settings.max_queue,
-                max_frames=settings.max_batch * clip_frames,
+                max_frames=max_frames,
                 room=session.room,
                 warm_up=session.warm_up,
                 observe_batch=self._ran,
@@ -77,6 +81,14 @@ class Model:
     def depth(self) -> int:
         """Requests that wait."""
         return self._line.depth
+
+    def check_pieces(self) -> None:
+        """Raise NotForPieces where it takes no clip in pieces."""
+        if not self.states:
+            raise NotForPieces(
+                f"{self.name}/{self.version} keeps no state between requests: expected a model that was exported with "
+                "--streaming"
+            )
 
     async def start(self) -> None:
         if isinstance(self._line, Batcher):
@@ -113,51 +125,74 @@ class Model:
             NotForClips: the model takes something else.
             Busy, NotReady, DeadlineExceeded, RequestError: from the batcher.
         """
+        return await self.step(frames, deadline, None, self.initial_state)
+
+    async def step(self, frames: np.ndarray, deadline: float, length: int | None, state: State) -> Inference:
+        """Run on a piece of a clip, together with others.
+
+        Args:
+            length: frames that count; all of them without it.
+            state: from the piece before it, or the `initial_state`.
+
+        Raises: as `classify`.
+        """
         if not isinstance(self._line, Batcher):
             raise NotForClips(self.clip_fault or "")
         with self._failures_counted() as started:
-            inference = await self._line.infer(frames, deadline)
+            inference = await self._line.infer(frames, deadline, length, state)
         spent = time.monotonic() - started
         self.statistics.answered(spent, inference.queue_s, inference.gather_s, inference.run_s)
         return inference
 
     async def infer(self, inputs: dict[str, np.ndarray], deadline: float) -> dict[str, np.ndarray]:
-        """Run on tensors that fit `inputs`; every one of `outputs`.
+        """Run on tensors that fit `inputs`; every one of `outputs`. Without states a clip is at its beginning.
 
         Raises:
             Busy, NotReady, DeadlineExceeded, RequestError.
         """
         with self._failures_counted() as started:
             if isinstance(self._line, Batcher):
-                outputs, *spent = await self._infer_clips(self._line, inputs["frames"], inputs["lengths"], deadline)
+                shares = await self._infer_clips(self._line, inputs, deadline)
+                outputs, last = self.tensors(shares), max(shares, key=lambda share: share.queue_s)
+                spent = last.queue_s, last.gather_s, last.run_s
             else:
                 outcome = await self._line.infer(inputs, deadline)
-                outputs, *spent = outcome.outputs, outcome.queue_s, 0.0, outcome.run_s
+                outputs, spent = self._with_probabilities(outcome.outputs), (outcome.queue_s, 0.0, outcome.run_s)
                 self._ran(len(outputs["logits"]), 0.0, outcome.run_s)
-        outputs[PROBABILITIES] = probabilities(outputs["logits"], self.session.manifest).astype(np.float32)
         self.statistics.answered(time.monotonic() - started, *spent)
         return outputs
 
-    async def _infer_clips(
-        self, batcher: Batcher, frames: np.ndarray, lengths: np.ndarray, deadline: float
-    ) -> tuple[dict[str, np.ndarray], float, float, float]:
+    def tensors(self, shares: Sequence[Inference]) -> dict[str, np.ndarray]:
+        """Every one of `outputs`, of clips or pieces of one length."""
+        return self._with_probabilities(
+            {
+                "logits": np.stack([share.logits for share in shares]),
+                "logits_over_time": np.stack([share.logits_over_time for share in shares]),
+                **{one.output: np.stack([share.state[one.input] for share in shares]) for one in self.states},
+            }
+        )
+
+    async def _infer_clips(self, batcher: Batcher, inputs: dict[str, np.ndarray], deadline: float) -> list[Inference]:
         """Each clip stands in line for itself, beside those of other requests."""
+
+        def state(row: int) -> State:
+            return {name: inputs[name][row] if name in inputs else zero for name, zero in self.initial_state.items()}
+
         tasks = [
-            asyncio.create_task(batcher.infer(clip, deadline, int(length)))
-            for clip, length in zip(frames, lengths, strict=True)
+            asyncio.create_task(batcher.infer(clip, deadline, int(length), state(row)))
+            for row, (clip, length) in enumerate(zip(inputs["frames"], inputs["lengths"], strict=True))
         ]
         try:
-            shares = await asyncio.gather(*tasks)
+            return await asyncio.gather(*tasks)
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        outputs = {
-            "logits": np.stack([share.logits for share in shares]),
-            "logits_over_time": np.stack([share.logits_over_time for share in shares]),
+
+    def _with_probabilities(self, outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return outputs | {
+            PROBABILITIES: probabilities(outputs["logits"], self.session.manifest).astype(np.float32),
         }
-        last = max(shares, key=lambda share: share.queue_s)
-        return outputs, last.queue_s, last.gather_s, last.run_s
 
     def _ran(self, batch: int, gather_s: float, run_s: float) -> None:
         self._observe_batch(batch)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from service.engine.batcher import State
 from service.engine.cuda import Bound, Device, batch_sizes
 from service.engine.provider import CPU, CUDA, Choice
 from service.engine.signature import Signature, check, signature, zeros
@@ -118,6 +119,7 @@ class Session:
         metadata = self._session.get_modelmeta().custom_metadata_map
         self.manifest: Manifest | MLPManifest = read_manifest(metadata, source=str(self.path))
         self.signature: Signature = signature(self.manifest)
+        self.states = self.manifest.states if isinstance(self.manifest, Manifest) else ()
         check(self._session, self.signature, self.path)
         self._bound: Bound | None = None
         if self.provider == "cuda":
@@ -140,22 +142,23 @@ class Session:
         manifest, name = self.manifest, f"{self.manifest.name}/{self.manifest.version}"
         if isinstance(manifest, MLPManifest):
             raise NotForClips(f"{name}: expected a model that reads clips, got one that reads {manifest.reads}")
-        if manifest.states:
-            states = ", ".join(state.input for state in manifest.states)
-            raise NotForClips(
-                f"{name}: expected a model of whole clips, got a streaming one, which takes pieces and its state "
-                f"({states}) with each"
-            )
         return manifest
 
-    def run(self, frames: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Classify a batch of whole clips.
+    def run(
+        self, frames: np.ndarray, lengths: np.ndarray, state: State | None = None
+    ) -> tuple[np.ndarray, np.ndarray, State]:
+        """Classify a batch of clips, or of pieces of clips.
 
-        Shape: frames uint8 [batch, time, height, width, 3], lengths int32 [batch]
-            -> logits [batch, classes], logits_over_time [batch, time, classes].
+        Args:
+            state: of a streaming model what came with the pieces before; nothing of others.
+
+        Shape: frames uint8 [batch, time, height, width, 3], lengths int32 [batch], state [batch, ...] each
+            -> logits [batch, classes], logits_over_time [batch, time, classes], the state after them.
         """
-        outputs = self.run_tensors({"frames": frames, "lengths": lengths})
-        return outputs["logits"], outputs["logits_over_time"]
+        outputs = self.run_tensors({"frames": frames, "lengths": lengths, **(state or {})})
+        # Each output is the next one's input by the manifest's own pairs, whatever their order or names.
+        after = {one.input: outputs[one.output] for one in self.states}
+        return outputs["logits"], outputs["logits_over_time"], after
 
     def run_tensors(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Every output of the signature, for every input of it.

@@ -21,7 +21,7 @@ DTYPES: dict[Datatype, np.dtype[Any]] = {
     "FP32": np.dtype("<f4"),
 }
 _ONNX: dict[Datatype, str] = {"UINT8": "tensor(uint8)", "INT32": "tensor(int32)", "FP32": "tensor(float)"}
-_STATES: dict[str, Datatype] = {"float32": "FP32", "int32": "INT32"}
+STATES: dict[str, Datatype] = {"float32": "FP32", "int32": "INT32"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def signature(manifest: Manifest | MLPManifest) -> Signature:
         return Signature((Tensor(manifest.reads, datatype, ("batch", *manifest.input_shape)),), (logits,))
     _, height, width, _ = manifest.sampling.clip_shape
     states: list[tuple[State, Datatype, tuple[int | str, ...]]] = [
-        (state, _STATES[state.dtype], ("batch", *state.shape)) for state in manifest.states
+        (state, STATES[state.dtype], ("batch", *state.shape)) for state in manifest.states
     ]
     return Signature(
         (

@@ -21,7 +21,6 @@ from exporters.to_onnx import export
 from exporters.verify import THREADS, run_in_pieces
 from service.engine.provider import Choice
 from service.engine.session import Session
-from service.errors import NotForClips
 from service.manifest import State
 from tests.made import random_classifier, random_clips, tiny_config
 from tests.tolerances import STREAMED
@@ -118,11 +117,19 @@ def test_only_what_a_model_has_is_carried() -> None:
     assert [state.input for state in states.of(opened("mean")[0])] == ["h", "logits_sum", "num_steps"]
 
 
-def test_the_service_does_not_classify_clips_with_it(tmp_path: Path) -> None:
+def test_the_service_classifies_whole_clips_with_it_too(tmp_path: Path) -> None:
     model = opened("gru")[0]
     checkpoint.save(tmp_path / "a.safetensors", model, TrainConfig(), Progress())
     saved, path = checkpoint.load(tmp_path / "a.safetensors"), tmp_path / "made.onnx"
     manifest = export(saved, path, name="made", streaming=True, measure=False)
     assert manifest.states == states.of(model)
-    with pytest.raises(NotForClips, match="expected a model of whole clips, got a streaming one"):
-        Session(path, Choice("cpu")).clip_manifest()
+    session = Session(path, Choice("cpu"))
+    assert session.clip_manifest() == manifest
+    clips = random_clips(3, 5)
+    zeros = {one.input: np.zeros((3, *one.shape), one.dtype) for one in manifest.states}
+    logits, over_time, after = session.run(clips.numpy(), np.array([5, 1, 4], np.int32), zeros)
+    with torch.inference_mode():
+        want = model(clips, torch.tensor([5, 1, 4]))
+    assert close(logits, want.logits)
+    assert close(over_time, want.logits_over_time)
+    assert after.keys() == zeros.keys()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any
+from collections.abc import Callable, Collection
+from typing import Any, TypeVar
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
@@ -16,15 +17,19 @@ from service.errors import (
     DeadlineExceeded,
     InvalidInference,
     NotReady,
+    SequenceBroken,
+    SequenceExpired,
     UnknownModel,
+    UnknownSequence,
     UploadTimeout,
     UploadTooLarge,
 )
 from service.routes.hangup import unless_gone
 from service.routes.problem import problems
-from service.routes.v2 import body, tensors
+from service.routes.v2 import body, sequences, tensors
 from service.routes.v2.schemas import InferenceRequest, InferenceResponse
 
+T = TypeVar("T")
 router = APIRouter(prefix="/v2")
 
 HEADER = "Inference-Header-Content-Length"
@@ -52,7 +57,18 @@ _BODY = {
         }
     ],
 }
-_ERRORS = problems(UnknownModel, InvalidInference, UploadTimeout, UploadTooLarge, Busy, NotReady, DeadlineExceeded)
+_ERRORS = problems(
+    UnknownModel,
+    UnknownSequence,
+    InvalidInference,
+    UploadTimeout,
+    SequenceExpired,
+    SequenceBroken,
+    UploadTooLarge,
+    Busy,
+    NotReady,
+    DeadlineExceeded,
+)
 
 
 @router.post(
@@ -69,7 +85,7 @@ async def infer(request: Request, name: str, version: str | None = None) -> Resp
     """Run a model on tensors."""
     classifier: Classifier = request.app.state.classifier
     settings = classifier.settings
-    with classifier.repository.use(name, version) as model, classifier.admission.admit():
+    with sequences.serving(classifier, name, version) as served, classifier.admission.admit():
         received = await body.receive(
             request,
             classifier.admission,
@@ -79,23 +95,30 @@ async def infer(request: Request, name: str, version: str | None = None) -> Resp
         came = time.monotonic()
         length = request.headers.get(HEADER)
         small = len(received) <= SMALL_BYTES or length is not None
-        asked, inputs = (
-            _read(received, length, model) if small else await asyncio.to_thread(_read, received, length, model)
-        )
+        asked, binary = await _run(small, tensors.parse, received, length)
+        place, sequence = sequences.place(asked.parameters, served), None
+        if place is not None and not place.start:
+            sequence = sequences.find(classifier.sequences, place, name, version)
+        model = sequence.model if sequence else served or classifier.repository.find(name, version)
+        _check_outputs(asked, model)
+        inputs = await _run(small, tensors.decode, asked, binary, model, place is not None)
         deadline = came + min(settings.deadline_s, _timeout_s(asked.parameters))
-        outputs = await unless_gone(request, model.infer(inputs, deadline))
-    head, raw = _answer(model, asked, outputs)
+        if place is None:
+            work = model.infer(inputs, deadline)
+        else:
+            sequence = sequence or classifier.sequences.begin(model, (name, place.id))
+            work = sequences.step(sequence, place, inputs, deadline)
+        outputs = await unless_gone(request, work)
+    unasked = {state.output for state in model.states} if place is not None else set()
+    head, raw = _answer(model, asked, outputs, unasked)
     return await _response(request, head, raw)
 
 
-def _read(received: bytearray, length: str | None, model: Model) -> tuple[InferenceRequest, dict[str, np.ndarray]]:
-    asked, binary = tensors.parse(received, length)
-    for key in ("sequence_id", "sequence_start", "sequence_end"):
-        if asked.parameters.get(key):
-            raise InvalidInference(
-                f"{key}: expected none, since {model.name}/{model.version} keeps no state between requests, "
-                f"got {asked.parameters[key]!r}"
-            )
+async def _run(here: bool, work: Callable[..., T], *arguments: Any) -> T:
+    return work(*arguments) if here else await asyncio.to_thread(work, *arguments)
+
+
+def _check_outputs(asked: InferenceRequest, model: Model) -> None:
     known = [tensor.name for tensor in model.outputs]
     for output in asked.outputs:
         if output.name not in known:
@@ -107,7 +130,6 @@ def _read(received: bytearray, length: str | None, model: Model) -> tuple[Infere
             raise InvalidInference(f"{output.name}: expected classification of {', '.join(CLASSES)} only")
         if not isinstance(count, int) or count < 0:
             raise InvalidInference(f"{output.name}: classification: expected a number of labels, got {count!r}")
-    return asked, tensors.decode(asked, binary, model)
 
 
 def _timeout_s(parameters: dict[str, Any]) -> float:
@@ -119,14 +141,18 @@ def _timeout_s(parameters: dict[str, Any]) -> float:
 
 
 def _answer(
-    model: Model, asked: InferenceRequest, outputs: dict[str, np.ndarray]
+    model: Model, asked: InferenceRequest, outputs: dict[str, np.ndarray], unasked: Collection[str]
 ) -> tuple[InferenceResponse, list[bytes]]:
-    """The head of the answer, and what follows it."""
+    """The head of the answer, and what follows it.
+
+    Args:
+        unasked: outputs that are not given where none is asked for by name.
+    """
     default = bool(asked.parameters.get("binary_data_output", False))
     wanted = {output.name: output.parameters for output in asked.outputs}
     encoded = []
     for tensor in model.outputs:
-        if wanted and tensor.name not in wanted:
+        if tensor.name not in wanted if wanted else tensor.name in unasked:
             continue
         parameters = wanted.get(tensor.name, {})
         datatype, values = str(tensor.datatype), outputs[tensor.name]

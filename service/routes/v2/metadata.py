@@ -8,7 +8,7 @@ from service import __version__
 from service.engine.classifier import Classifier
 from service.engine.model import Model
 from service.engine.repository import Entry, Repository
-from service.engine.signature import Tensor
+from service.engine.signature import STATES, Tensor
 from service.engine.statistics import Spent
 from service.errors import NotReady, UnknownModel
 from service.routes.health import check_ready
@@ -24,6 +24,7 @@ from service.routes.v2.schemas import (
     StatisticsList,
     TensorMetadata,
 )
+from service.settings import Settings
 
 router = APIRouter(prefix="/v2")
 
@@ -34,6 +35,7 @@ EXTENSIONS = [
     "model_configuration",
     "model_repository",
     "parameters",
+    "sequence",
     "statistics",
 ]
 
@@ -101,13 +103,14 @@ async def model_config(request: Request, name: str, version: str | None = None) 
         version_policy={"all": {}},
         max_batch_size=model.max_batch,
         input=[
-            _config(tensor) | {"optional": tensor.name == "lengths" and model.clip_fault is None}
+            _config(tensor) | {"optional": tensor.name == "lengths" or tensor.name in model.initial_state}
             for tensor in model.inputs
         ],
         output=[_config(tensor) for tensor in model.outputs],
         instance_group=[{"name": f"{model.name}_0", "kind": kind, "count": 1}],
         default_model_filename="model.onnx",
-        dynamic_batching=None if model.clip_fault else batching,
+        dynamic_batching=None if model.clip_fault or model.states else batching,
+        sequence_batching=_sequence_batching(model, settings) if model.states else None,
     )
 
 
@@ -155,6 +158,26 @@ def _tensor(tensor: Tensor) -> TensorMetadata:
 def _config(tensor: Tensor) -> dict[str, object]:
     """Without the batch, as the configuration has it."""
     return {"name": tensor.name, "data_type": f"TYPE_{tensor.datatype}", "dims": _tensor(tensor).shape[1:]}
+
+
+def _sequence_batching(model: Model, settings: Settings) -> dict[str, object]:
+    """How sequences are kept. The graph has no inputs for their controls: the service acts on these itself."""
+    states = [
+        {
+            "input_name": state.input,
+            "output_name": state.output,
+            "data_type": f"TYPE_{STATES[state.dtype]}",
+            "dims": list(state.shape),
+            "initial_state": [{"name": "zeros", "zero_data": True}],
+        }
+        for state in model.states
+    ]
+    return {
+        "max_sequence_idle_microseconds": round(1e6 * settings.sequence_idle_s),
+        "oldest": {"max_candidate_sequences": settings.max_sequences, "preserve_ordering": True},
+        "control_input": [],
+        "state": states,
+    }
 
 
 def _statistics(entry: Entry) -> ModelStatistics:

@@ -76,6 +76,8 @@ class ModelConfig(_Body):
     """Always `model.onnx`."""
     dynamic_batching: Parameters | None = None
     """How long a request waits for company, where requests are batched."""
+    sequence_batching: Parameters | None = None
+    """How sequences are kept, where a clip may come in pieces."""
     parameters: Parameters = {}
     """None."""
 
@@ -198,9 +200,12 @@ class InferenceRequest(_Body):
     id: str = ""
     """Comes back in the answer."""
     parameters: Parameters = {}
-    """`binary_data_output`: the choice for outputs that do not choose; `timeout`: microseconds until the answer."""
+    """`binary_data_output`: the choice for outputs that do not choose; `timeout`: microseconds until the answer;
+    `sequence_id`, `sequence_start` and `sequence_end`: which clip the request is a piece of, and whether it begins or
+    ends it."""
     inputs: list[RequestTensor]
-    """In any order; a model of whole clips does not need `lengths` where all frames count."""
+    """In any order. `lengths` may be left out where all frames count, and states where they are zeros or kept by the
+    service."""
     outputs: list[RequestedOutput] = []
     """All of them without it."""
 

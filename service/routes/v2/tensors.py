@@ -40,13 +40,17 @@ def parse(body: bytearray, json_length: str | None) -> tuple[InferenceRequest, m
     return read_json(body[:length], InferenceRequest), memoryview(body)[length:]
 
 
-def decode(request: InferenceRequest, binary: memoryview, model: Model) -> dict[str, np.ndarray]:
-    """The model's inputs. `lengths` that are left out, of a model of whole clips, are those of all frames.
+def decode(request: InferenceRequest, binary: memoryview, model: Model, in_sequence: bool) -> dict[str, np.ndarray]:
+    """The model's inputs. `lengths` that are left out are those of all frames; states may be left out together.
+
+    Args:
+        in_sequence: the service keeps the state, and the request holds one piece.
 
     Raises:
         InvalidInference: says what was expected and what came.
     """
-    expected = {tensor.name: tensor for tensor in model.inputs}
+    states = model.initial_state.keys()
+    expected = {tensor.name: tensor for tensor in model.inputs if not (in_sequence and tensor.name in states)}
     given: dict[str, np.ndarray] = {}
     sizes: dict[str, int] = {}
     for tensor in request.inputs:
@@ -58,14 +62,17 @@ def decode(request: InferenceRequest, binary: memoryview, model: Model) -> dict[
         given[tensor.name], binary = _values(tensor, expected[tensor.name], binary)
     if len(binary):
         raise InvalidInference(f"expected no more bytes behind the tensors, got {len(binary)}")
-    if sizes.get("batch", 1) > model.max_batch:
-        raise InvalidInference(f"expected a batch of at most {model.max_batch}, got {sizes['batch']}")
-    if "lengths" not in given and "frames" in given and model.clip_fault is None:
+    max_batch = 1 if in_sequence else model.max_batch
+    if sizes.get("batch", 1) > max_batch:
+        why = ", since it is one piece of one sequence" if in_sequence else ""
+        raise InvalidInference(f"expected a batch of at most {max_batch}{why}, got {sizes['batch']}")
+    if "lengths" not in given and "frames" in given:
         given["lengths"] = np.full(sizes["batch"], sizes["time"], np.int32)
-    if missing := [name for name in expected if name not in given]:
+    optional = states if states.isdisjoint(given) else set()
+    if missing := [name for name in expected if name not in given and name not in optional]:
         raise InvalidInference(f"inputs: expected {', '.join(missing)} too, got {', '.join(given) or 'none'}")
     if "lengths" in given:
-        shortest = 1 if model.clip_fault is None else 0
+        shortest = 0 if model.states else 1
         if not ((given["lengths"] >= shortest) & (given["lengths"] <= sizes["time"])).all():
             raise InvalidInference(
                 f"lengths: expected {shortest} to {sizes['time']}, the frames' time, got {given['lengths'].tolist()}"

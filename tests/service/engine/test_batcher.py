@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from service.engine import batcher as module
-from service.engine.batcher import Batcher, Inference
+from service.engine.batcher import Batcher, Inference, State
 from service.errors import Busy, DeadlineExceeded, NotReady, OutOfMemory, RequestError
 from tests.service.conftest import PATIENCE_S, eventually
 
@@ -28,7 +28,7 @@ class Model:
         self.memory = 1000
         """Clips that fit into one run."""
 
-    def run(self, frames: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def run(self, frames: np.ndarray, lengths: np.ndarray, state: State) -> tuple[np.ndarray, np.ndarray, State]:
         self.batches.append((frames, lengths))
         assert self.gate.wait(PATIENCE_S)
         if len(frames) > self.memory:
@@ -36,7 +36,7 @@ class Model:
         if self.fail:
             raise RuntimeError("a fault")
         over_time = frames.astype(np.float32).mean((2, 3))
-        return over_time[np.arange(len(frames)), lengths - 1], over_time
+        return over_time[np.arange(len(frames)), lengths - 1], over_time, state
 
     @property
     def sizes(self) -> list[int]:
@@ -262,9 +262,9 @@ def test_it_is_warm_before_it_starts_and_in_the_thread_that_runs() -> None:
     threads: list[int] = []
 
     class Spy(Model):
-        def run(self, frames: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        def run(self, frames: np.ndarray, lengths: np.ndarray, state: State) -> tuple[np.ndarray, np.ndarray, State]:
             threads.append(threading.get_ident())
-            return super().run(frames, lengths)
+            return super().run(frames, lengths, state)
 
     async def test() -> None:
         batcher = Batcher(

@@ -231,7 +231,7 @@ def test_the_session_is_opened_as_asked(on_cuda: Opened, tmp_path: Path) -> None
     assert session._bound is not None
     assert set(session._bound._buffers) == {1, 2, 3}
     inputs = clips(3)
-    logits, _ = session.run(**inputs)
+    logits, *_ = session.run(**inputs)
     np.testing.assert_array_equal(logits, opened().run(["logits"], inputs)[0])
 
 
@@ -274,5 +274,5 @@ def test_on_a_real_gpu_every_batch_size_gives_what_the_cpu_gives(graphs: cuda.Gr
     for batch in (8, 1, 3, 8, 5):
         frames = np.random.default_rng(batch).integers(0, 256, (batch, 16, 120, 160, 3), np.uint8)
         lengths = np.full(batch, 16, np.int32)
-        for got, expected in zip(session.run(frames, lengths), plain.run(frames, lengths), strict=True):
+        for got, expected in zip(session.run(frames, lengths)[:2], plain.run(frames, lengths)[:2], strict=True):
             np.testing.assert_allclose(got, expected, atol=1e-3)

@@ -7,13 +7,14 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from service.__main__ import main
 from service.engine.repository import Repository, version_key
 from service.errors import InvalidModel, ModelRefused, NotReady, StartError, UnknownModel
-from service.manifest import State
+from service.manifest import MLPManifest, ModelFile
 from service.settings import Settings
 from tests.service import onnx_models
 from tests.service.conftest import PATIENCE_S, eventually
@@ -70,23 +71,33 @@ def test_a_default_by_name_takes_the_latest_and_by_version_that_one(tmp_path: Pa
     assert name_of(served, "b", "2") == "b/2"
 
 
-def lay_streaming(folder: Path, name: str) -> None:
-    """A model that takes pieces of clips, and hands its state on."""
-    whole = onnx_models.manifest(name=name, num_frames=2, height=8, width=8)
-    about = whole.model_copy(update={"states": (State(input="h", output="next_h", dtype="float32", shape=(4,)),)})
-    proto = onnx_models.colours(whole)
-    state, after = (helper.make_tensor_value_info(h, TensorProto.FLOAT, ["batch", 4]) for h in ("h", "next_h"))
-    proto.graph.input.append(state)
-    proto.graph.output.append(after)
-    proto.graph.node.append(helper.make_node("Identity", ["h"], ["next_h"]))
+def lay_images(folder: Path, name: str) -> None:
+    """A model that reads no clips."""
+    clips = onnx_models.manifest(name=name, labels=("a", "b", "c"))
+    about = MLPManifest.model_validate(
+        clips.model_dump(include=set(ModelFile.model_fields))
+        | {"reads": "images", "input_shape": (8, 8, 3), "mean": (0.0,), "std": (1.0,)}
+        | {"layers": (), "activation": "relu", "num_parameters": 1, "compression": 1.0}
+    )
+    nodes = [
+        helper.make_node("Cast", ["images"], ["pixels"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["pixels", "spatial"], ["logits"], keepdims=0),
+    ]
+    images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", 8, 8, 3])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])
+    spatial = numpy_helper.from_array(np.array([1, 2], np.int64), "spatial")
+    graph = helper.make_graph(nodes, "means", [images], [logits], [spatial])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     helper.set_model_props(proto, about.to_metadata())
-    onnx_models.save(folder, proto, about)
+    path = folder / name / "1/model.onnx"
+    path.parent.mkdir(parents=True)
+    onnx.save(proto, path)
 
 
 def test_no_model_that_takes_whole_clips(tmp_path: Path) -> None:
-    """A streaming model that goes before the only other one by its name and version."""
-    lay_streaming(tmp_path / "models", "a")
-    words = r"expected a model that takes whole clips under .*models or .*bundled, found none: a/1: .* streaming one"
+    """One of images that goes before the only other one by its name and version."""
+    lay_images(tmp_path / "models", "a")
+    words = r"expected a model that takes whole clips under .*models or .*bundled, found none: a/1: .* reads images"
     with pytest.raises(StartError, match=words):
         repository(tmp_path, bundled=("a/1",))
     assert repository(tmp_path, bundled=("a/2",)).max_clip_bytes == 2 * 8 * 8 * 3
@@ -95,7 +106,7 @@ def test_no_model_that_takes_whole_clips(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", [[], ["classify", "clip.mp4"]], ids=["the server", "classify"])
 def test_the_bundled_model_out_of_reach(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lay_streaming(tmp_path, "moving_digits")
+    lay_images(tmp_path, "moving_digits")
     assert main(["--models", str(tmp_path), "--provider", "cpu", "--port", "0", *command]) == 2
     assert "ttvideo: expected a model that takes whole clips under" in capsys.readouterr().err
 

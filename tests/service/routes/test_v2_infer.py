@@ -373,8 +373,6 @@ def test_a_stream_by_hand(plain: Service, others: Path, clips: dict[str, Path]) 
         np.testing.assert_allclose(whole.as_numpy("logits"), everything["logits"], atol=1e-5)
         with pytest.raises(InferenceServerException, match=f"{states[0]}: expected \\[2, .* got \\[1, "):
             ask(frames, zeros | {states[0]: zeros[states[0]][:1]})
-        with pytest.raises(InferenceServerException, match="sequence_id: expected none"):
-            client.infer("stream", [given("frames", frames)], sequence_id=1, sequence_start=True)
         top = InferRequestedOutput(f"next_{states[0]}", class_count=1)
         with pytest.raises(InferenceServerException, match=r"expected classification of logits, .* only"):
             client.infer("stream", [given("frames", frames)], outputs=[top])
@@ -397,12 +395,21 @@ def test_images(plain: Service, others: Path) -> None:
 
 
 @pytest.mark.slow
-def test_classify_does_not_take_them_and_says_why(plain: Service, clips: dict[str, Path]) -> None:
-    for name, why in (("stream", "got a streaming one, which takes pieces"), ("grey", "got one that reads images")):
-        response = plain.post(clips["red"], params={"model": name})
-        assert (response.status_code, response.json()["code"]) == (422, "not_for_clips")
-        assert why in response.json()["detail"]
-        assert why in plain.get("/model", params={"model": name}).json()["clip_fault"]
+def test_classify_takes_a_streaming_model_and_none_of_images(
+    plain: Service, others: Path, clips: dict[str, Path]
+) -> None:
+    session = plain.classifier.repository.find("stream").session
+    answer = plain.post(clips["red"], params={"model": "stream"}).json()
+    frames = decode_clip(clips["red"], session.clip_manifest().sampling).frames[None]
+    zeros = {state.input: np.zeros((1, *state.shape), state.dtype) for state in session.states}
+    expected = direct(others / "stream/1/model.onnx", frames=frames, lengths=np.array([6], np.int32), **zeros)
+    powers = np.exp(expected["logits_over_time"][0])
+    wanted = powers / powers.sum(-1, keepdims=True)
+    np.testing.assert_allclose([step["probabilities"] for step in answer["over_time"]], wanted, atol=SERVED)
+    refused = plain.post(clips["red"], params={"model": "grey"})
+    assert (refused.status_code, refused.json()["code"]) == (422, "not_for_clips")
+    assert "got one that reads images" in refused.json()["detail"]
+    assert "got one that reads images" in plain.get("/model", params={"model": "grey"}).json()["clip_fault"]
 
 
 def test_the_clients_other_ways_to_ask(service: Service, models: Path) -> None:

@@ -1,0 +1,108 @@
+"""The protocol's sequence extension: requests that are pieces of one clip, whose state the service keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from service.engine.classifier import Classifier
+from service.engine.model import Model
+from service.engine.sequences import Sequence, Sequences
+from service.errors import InvalidInference, RequestError, UnknownModel
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a request stands in its sequence."""
+
+    id: int | str
+    start: bool
+    """Begins it. One that is live under the same id is ended."""
+    end: bool
+    """Ends it, once answered."""
+
+
+def place(parameters: dict[str, Any], model: Model | None) -> Place | None:
+    """None where the request belongs to no sequence: its id is 0, empty or left out.
+
+    Args:
+        model: the one that is served.
+
+    Raises:
+        InvalidInference.
+    """
+    identity = parameters.get("sequence_id", 0)
+    if isinstance(identity, bool) or not isinstance(identity, int | str):
+        raise InvalidInference(f"sequence_id: expected a whole number or a string, got {identity!r}")
+    if identity and model is not None and not model.states:
+        raise InvalidInference(
+            f"sequence_id: expected none, since {model.name}/{model.version} keeps no state between requests, "
+            f"got {identity!r}"
+        )
+    flags = {name: parameters.get(name, False) for name in ("sequence_start", "sequence_end")}
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise InvalidInference(f"{name}: expected true or false, got {flag!r}")
+        if flag and not identity:
+            raise InvalidInference(f"sequence_id: expected one beside {name}, got {identity!r}, which is none")
+    return Place(identity, flags["sequence_start"], flags["sequence_end"]) if identity else None
+
+
+@contextmanager
+def serving(classifier: Classifier, name: str, version: str | None) -> Iterator[Model | None]:
+    """The model asked for, which stays until the end of the block; None where it is gone, but not yet the sequences
+    that began on it.
+
+    Raises:
+        UnknownModel.
+    """
+    model = None
+    try:
+        model = classifier.repository.find(name, version)
+    except UnknownModel:
+        if not classifier.sequences.run_on(name):
+            raise
+    if model is None:
+        yield None
+    else:
+        with model.use():
+            yield model
+
+
+def find(sequences: Sequences, place: Place, name: str, version: str | None) -> Sequence:
+    """The sequence that a request goes on with, on the model that it began with.
+
+    Raises:
+        UnknownSequence: it has to be started first.
+        InvalidInference: it runs on another version than asked for.
+    """
+    sequence = sequences.find((name, place.id))
+    if version and sequence.model.version != version:
+        raise InvalidInference(
+            f"sequence_id: sequence {place.id!r} runs on {name}/{sequence.model.version}, where it began; got "
+            f"version {version}"
+        )
+    return sequence
+
+
+async def step(
+    sequence: Sequence, place: Place, inputs: dict[str, np.ndarray], deadline: float
+) -> dict[str, np.ndarray]:
+    """Run one piece. What is not answered has not happened: its start or end neither.
+
+    Raises:
+        RequestError: from the sequence.
+    """
+    try:
+        share = await sequence.step(inputs["frames"][0], deadline, int(inputs["lengths"][0]))
+    except BaseException as error:
+        if place.start:
+            sequence.end(error if isinstance(error, RequestError) else None)
+        raise
+    if place.end:
+        sequence.end()
+    return sequence.model.tensors([share])
