@@ -68,7 +68,6 @@ def test_one_after_the_other_and_no_more_than_the_queue_holds() -> None:
         model.gate.set()
         outcomes = await asyncio.gather(*tasks)
         assert [int(outcome.outputs["y"]) for outcome in outcomes] == [0, 2, 4]
-        assert outcomes[2].queue_s > outcomes[0].queue_s
         assert turns.depth == 0
 
     assert with_turns(test).seen == [0, 1, 2]
