@@ -17,9 +17,10 @@ from onnx import helper
 from service.engine import cuda
 from service.engine.cuda import Bound, Device, batch_sizes, lock_pages
 from service.engine.provider import CPU, Choice, choose
+from service.engine.repository import BUNDLED
 from service.engine.session import Resources, Session, session_options
 from service.engine.signature import signature
-from service.errors import InvalidModel, ProviderUnavailable
+from service.errors import InvalidModel, OutOfMemory, ProviderUnavailable
 from tests.service import onnx_models
 
 ABOUT = onnx_models.manifest()
@@ -259,20 +260,41 @@ def test_a_batch_is_gathered_where_the_gpu_takes_it_from(on_cuda: Opened, tmp_pa
     assert session.room((3, 9, 24, 32, 3)).shape == (3, 9, 24, 32, 3)
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("graphs", ["auto", "off"])
-def test_on_a_real_gpu_every_batch_size_gives_what_the_cpu_gives(graphs: cuda.Graphs) -> None:
-    path = Path(cuda.__file__).parents[1] / "bundled" / "moving_digits" / "1" / "model.onnx"
+def on_a_gpu() -> Choice:
     try:
-        choice = choose("cuda")
+        return choose("cuda")
     except ProviderUnavailable as error:
         pytest.skip(str(error))
-    session = Session(path, choice, Resources(max_batch=8, device=Device(graphs=graphs)), strict=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("graphs", ["auto", "off"])
+@pytest.mark.parametrize("place", ["bundled", "made"])
+def test_on_a_real_gpu_every_batch_size_gives_what_the_cpu_gives(
+    graphs: cuda.Graphs, place: str, tmp_path: Path
+) -> None:
+    """The bundled model holds a Scan, the other can be recorded."""
+    path = BUNDLED / "moving_digits" / "1" / "model.onnx" if place == "bundled" else saved(tmp_path)
+    session = Session(path, on_a_gpu(), Resources(max_batch=8, device=Device(graphs=graphs)), strict=True)
     session.warm_up()
     plain = Session(path, Choice("cpu"))
-    assert session._bound is not None
+    steps, height, width, _ = session.clip_manifest().sampling.clip_shape
+    if place == "bundled" or graphs == "off":
+        assert not session.graphs
     for batch in (8, 1, 3, 8, 5):
-        frames = np.random.default_rng(batch).integers(0, 256, (batch, 16, 120, 160, 3), np.uint8)
-        lengths = np.full(batch, 16, np.int32)
+        frames = np.random.default_rng(batch).integers(0, 256, (batch, steps, height, width, 3), np.uint8)
+        lengths = np.full(batch, steps, np.int32)
         for got, expected in zip(session.run(frames, lengths)[:2], plain.run(frames, lengths)[:2], strict=True):
             np.testing.assert_allclose(got, expected, atol=1e-3)
+
+
+@pytest.mark.gpu
+def test_a_real_gpu_without_the_memory_for_a_batch_says_so_and_runs_a_smaller_one(tmp_path: Path) -> None:
+    about = onnx_models.manifest(num_frames=16, height=120, width=160)
+    path = onnx_models.save(tmp_path, onnx_models.colours(about), about)
+    resources = Resources(max_batch=32, device=Device(memory_bytes=32 << 20, graphs="off"))
+    session = Session(path, on_a_gpu(), resources, strict=True)
+    frames, lengths = np.zeros((32, 16, 120, 160, 3), np.uint8), np.full(32, 16, np.int32)
+    with pytest.raises(OutOfMemory):
+        session.run(frames, lengths)
+    assert session.run(frames[:1], lengths[:1])[0].shape == (1, 4)
