@@ -64,6 +64,7 @@ class Batcher:
         max_frames: frames in one run, padding included; only a clip alone may have more.
         room: shape -> memory for the frames of a batch, good until the next call.
         warm_up: called before the first run, in the thread that runs.
+        stop: called when nobody waits for the run any more that is on; it may then fail.
         observe_batch: called with the size of each batch, the seconds that gathering it took, and those of its run.
     """
 
@@ -77,6 +78,7 @@ class Batcher:
         max_frames: float = math.inf,
         room: Room = lambda shape: np.empty(shape, np.uint8),
         warm_up: Callable[[], None] = lambda: None,
+        stop: Callable[[], None] = lambda: None,
         observe_batch: Callable[[int, float, float], object] = lambda size, gather_s, run_s: None,
     ) -> None:
         self._run = run
@@ -85,9 +87,10 @@ class Batcher:
         self._max_queue_delay_s = max_queue_delay_s
         self._max_queue = max_queue
         self._max_frames = max_frames
-        self._room, self._warm_up = room, warm_up
+        self._room, self._warm_up, self._stop = room, warm_up, stop
         self._observe_batch = observe_batch
         self._queue: deque[_Waiting] = deque()
+        self._running: list[_Waiting] = []
         self._changed = asyncio.Event()
         self._closing = False
         self._run_s = RunningMean()
@@ -149,8 +152,9 @@ class Batcher:
     def _forget(self, waiting: _Waiting) -> None:
         try:
             self._queue.remove(waiting)
-        except ValueError:
-            return  # it is being run already
+        except ValueError:  # it is being run already
+            if self._running and _nobody_waits(self._running):
+                self._stop()
 
     async def _work(self) -> None:
         while batch := await self._next_batch():
@@ -169,14 +173,20 @@ class Batcher:
                     log.warning("no memory for a batch of %d: %d from now on", len(part), self._fits)
                     parts.extendleft((part[self._fits :], part[: self._fits]))
                 except Exception:
+                    if _nobody_waits(part):
+                        continue
                     log.exception("a batch of %d failed", len(part))
                     _refuse(part, RequestError("the model failed to run on this batch"))
 
     async def _run_batch(self, batch: list[_Waiting]) -> None:
         started = time.monotonic()
-        logits, over_time, state, gather_s, run_s = await asyncio.get_running_loop().run_in_executor(
-            self._thread, self._gather_and_run, batch
-        )
+        self._running = batch
+        try:
+            logits, over_time, state, gather_s, run_s = await asyncio.get_running_loop().run_in_executor(
+                self._thread, self._gather_and_run, batch
+            )
+        finally:
+            self._running = []
         self._run_s.add(gather_s + run_s)
         if self._fits < self._max_batch:
             self._runs_that_fit += 1
@@ -239,6 +249,10 @@ class Batcher:
 
 def _too_late() -> DeadlineExceeded:
     return DeadlineExceeded("the model did not get to this clip before the deadline")
+
+
+def _nobody_waits(batch: list[_Waiting]) -> bool:
+    return all(waiting.future.done() for waiting in batch)
 
 
 def _refuse(batch: list[_Waiting], error: RequestError) -> None:

@@ -94,7 +94,7 @@ class Bound:
             return None
         return frames[: shape[0]]
 
-    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run(self, inputs: Mapping[str, np.ndarray], options: onnxruntime.RunOptions) -> dict[str, np.ndarray]:
         """Every output of the signature.
 
         Raises:
@@ -104,7 +104,7 @@ class Bound:
         batch = len(next(iter(inputs.values())))
         fits = all(values.shape[1:] == self._host[name].shape[1:] for name, values in inputs.items())
         if not fits or batch > self._sizes[-1]:
-            outputs = self._session.run(names, dict(inputs), self._options(-1))
+            outputs = self._session.run(names, dict(inputs), self._recorded(options, -1))
             return dict(zip(names, map(np.asarray, outputs), strict=True))
         size = next(size for size in self._sizes if size >= batch)
         with self._running:
@@ -114,7 +114,7 @@ class Bound:
                 if not np.may_share_memory(host, values):
                     host[:batch] = values
                 buffers.inputs[name].update_inplace(host[:size])
-            self._session.run_with_iobinding(buffers.binding, buffers.options)
+            self._session.run_with_iobinding(buffers.binding, self._recorded(options, self._sizes.index(size)))
             return {name: np.array(buffers.outputs[name].numpy()[:batch]) for name in names}
 
     def _make(self, size: int) -> _Buffers:
@@ -125,7 +125,7 @@ class Bound:
             binding.bind_ortvalue_input(name, value)
         for name, value in outputs.items():
             binding.bind_ortvalue_output(name, value)
-        self._buffers[size] = _Buffers(inputs, outputs, binding, self._options(self._sizes.index(size)))
+        self._buffers[size] = _Buffers(inputs, outputs, binding)
         return self._buffers[size]
 
     def _on_device(self, tensor: Tensor, size: int) -> onnxruntime.OrtValue:
@@ -135,12 +135,10 @@ class Bound:
             shape, DTYPES[tensor.datatype].type, self._device, self._device_id
         )
 
-    def _options(self, graph: int) -> onnxruntime.RunOptions | None:
-        """Of a run that is recorded as the graph of this number; -1 is none."""
-        if not self._graphs:
-            return None
-        options = onnxruntime.RunOptions()
-        options.add_run_config_entry("gpu_graph_id", str(graph))
+    def _recorded(self, options: onnxruntime.RunOptions, graph: int) -> onnxruntime.RunOptions:
+        """The run as the graph of this number; -1 is none."""
+        if self._graphs:
+            options.add_run_config_entry("gpu_graph_id", str(graph))
         return options
 
 
@@ -149,7 +147,6 @@ class _Buffers:
     inputs: dict[str, onnxruntime.OrtValue]
     outputs: dict[str, onnxruntime.OrtValue]
     binding: onnxruntime.IOBinding
-    options: onnxruntime.RunOptions | None
 
 
 def lock_pages(values: np.ndarray, device_id: int) -> bool:

@@ -62,11 +62,12 @@ class Model:
                 max_frames=max_frames,
                 room=session.room,
                 warm_up=session.warm_up,
+                stop=session.stop,
                 observe_batch=self._ran,
             )
         except NotForClips as error:
             self.clip_fault = error.detail
-            self._line = Turns(session.run_tensors, max_queue=settings.max_queue)
+            self._line = Turns(session.run_in_parts, max_queue=settings.max_queue)
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:

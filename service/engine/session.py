@@ -121,6 +121,7 @@ class Session:
         self.signature: Signature = signature(self.manifest)
         self.states = self.manifest.states if isinstance(self.manifest, Manifest) else ()
         check(self._session, self.signature, self.path)
+        self._options = onnxruntime.RunOptions()
         self._bound: Bound | None = None
         if self.provider == "cuda":
             self._bound = Bound(
@@ -166,11 +167,34 @@ class Session:
         Raises:
             OutOfMemory: there is not the memory for this batch; a smaller one may do.
         """
+        options = self._options = onnxruntime.RunOptions()
         with self._resources.places, _memory_errors():
             if self._bound is not None:
-                return self._bound.run(inputs)
+                return self._bound.run(inputs, options)
             names = [tensor.name for tensor in self.signature.outputs]
-            return dict(zip(names, map(np.asarray, self._session.run(names, inputs)), strict=True))
+            return dict(zip(names, map(np.asarray, self._session.run(names, inputs, options)), strict=True))
+
+    def run_in_parts(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """`run_tensors`, in halves where there is not the memory for all rows at once.
+
+        Raises:
+            OutOfMemory: there is not the memory for one row.
+        """
+        rows = len(next(iter(inputs.values())))
+        try:
+            return self.run_tensors(inputs)
+        except OutOfMemory:
+            if rows == 1:
+                raise
+        parts = [
+            self.run_in_parts({name: values[part] for name, values in inputs.items()})
+            for part in (slice(rows // 2), slice(rows // 2, rows))
+        ]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def stop(self) -> None:
+        """Have the latest run end after the node that it is at, and fail, where it still goes on."""
+        self._options.terminate = True
 
     def room(self, shape: tuple[int, ...]) -> np.ndarray:
         """Memory for frames of this shape, from which they come to the model soonest. Good until the next call."""

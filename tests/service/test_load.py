@@ -84,6 +84,11 @@ def rss_mb(pid: int) -> float:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
 
 
+def cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 @pytest.fixture
 def spool(tmp_path: Path) -> Path:
     folder = tmp_path / "spool"
@@ -373,10 +378,11 @@ HANGUPS = 1000
 
 
 def test_a_thousand_hang_ups_leave_nothing_behind(tmp_path: Path, clips: dict[str, Path], spool: Path) -> None:
-    """While uploading, in the line for a decoder, in a decoder, in the line for the model and in its run."""
+    """While uploading, in the line for a decoder, in a decoder, in the line for the model and in its run, which takes
+    seconds where nobody stops it."""
     models = tmp_path / "slow"
-    about = onnx_models.manifest()
-    onnx_models.save(models, onnx_models.colours(about, delay=60), about)
+    for about, delay in ((onnx_models.manifest(), 0), (onnx_models.manifest(name="slow"), 200)):
+        onnx_models.save(models, onnx_models.colours(about, delay=delay), about)
     request = upload_request(clips["red"].read_bytes())
     spent: dict[str, list[float]] = {}
 
@@ -402,7 +408,8 @@ def test_a_thousand_hang_ups_leave_nothing_behind(tmp_path: Path, clips: dict[st
         server.stop_decoders()
         await hang_up(server, "decoder and its line", 20, request, lambda: waiting("decode", 18))
         await until(lambda: server.metric("ttvideo_decode_workers") == 2)
-        await hang_up(server, "model and its line", 10, request, lambda: waiting("model", 1))
+        slowly = request.replace(b"/classify", b"/classify?model=slow", 1)
+        await hang_up(server, "model and its line", 10, slowly, lambda: waiting("model", 1))
 
     def state(server: Server) -> tuple[float, list[float], int]:
         return server.rss_mb(), sorted(map(rss_mb, server.decoders)), server.num_descriptors()
@@ -415,10 +422,15 @@ def test_a_thousand_hang_ups_leave_nothing_behind(tmp_path: Path, clips: dict[st
         wait_until(lambda: server.metric("ttvideo_decode_workers") == 2, "both decoders live")
         wait_until(lambda: server.num_descriptors() <= before[2] + 4, "descriptors are closed")
         after = state(server)
+        worked_s = cpu_s(server.pid)
+        time.sleep(0.5)
+        worked_s = cpu_s(server.pid) - worked_s
         for kind, times in spent.items():
             median = statistics.median(times)
             print(f"{kind}: nothing is left after {median:.0f} ms, at most {max(times):.0f}, as seen by polling")
         print(f"service {before[0]:.0f} -> {after[0]:.0f} MB, decoders {before[1]} -> {after[1]} MB")
+        print(f"half a second later it had worked for {worked_s:.2f} s")
+        assert worked_s < 0.25
         gone = server.metric("ttvideo_requests_total", code="client_gone")
         assert gone == HANGUPS + 40
         assert len(server.decoders) == 2

@@ -172,6 +172,30 @@ def test_a_cancelled_request_leaves_its_place() -> None:
     assert with_batcher(test).sizes == [1, 1]
 
 
+def test_a_run_is_stopped_when_the_last_of_its_batch_has_given_up() -> None:
+    stopped: list[None] = []
+
+    async def test(batcher: Batcher, model: Model) -> None:
+        model.gate.clear()
+        pair = [asyncio.create_task(batcher.infer(clip(i), soon())) for i in (1, 2)]
+        await eventually(lambda: model.sizes == [2])
+        for i, task in enumerate(pair):
+            assert len(stopped) == 0, "somebody still waits"
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert len(stopped) == i
+        model.fail = True
+        model.gate.set()
+        await eventually(lambda: not batcher._running)
+        model.fail = False
+        third = [asyncio.create_task(batcher.infer(clip(i), soon())) for i in (5, 6)]
+        assert [(await task).logits[0] for task in third] == [5, 6]
+        assert len(stopped) == 1
+
+    with_batcher(test, max_batch=2, max_queue_delay_s=PATIENCE_S / 2, stop=lambda: stopped.append(None))
+
+
 def test_a_failed_batch_answers_all_of_it_and_the_next_one_runs() -> None:
     async def test(batcher: Batcher, model: Model) -> None:
         first = await held(batcher, model)

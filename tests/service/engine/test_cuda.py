@@ -13,6 +13,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import helper
+from onnxruntime import RunOptions
 
 from service.engine import cuda
 from service.engine.cuda import Bound, Device, batch_sizes, lock_pages
@@ -40,7 +41,7 @@ def clips(batch: int, steps: int = 8, seed: int = 0) -> dict[str, np.ndarray]:
 def check_equal(session: onnxruntime.InferenceSession, bound: Bound, inputs: dict[str, np.ndarray]) -> None:
     names = ["logits", "logits_over_time"]
     expected = dict(zip(names, session.run(names, inputs), strict=True))
-    got = bound.run(inputs)
+    got = bound.run(inputs, RunOptions())
     assert got.keys() == expected.keys()
     for name, values in expected.items():
         np.testing.assert_array_equal(got[name], values)
@@ -78,15 +79,17 @@ def test_what_was_gathered_in_its_room_is_not_copied_again() -> None:
     assert room is not None
     room[:] = inputs["frames"]
     names = ["logits", "logits_over_time"]
-    np.testing.assert_array_equal(bound.run(inputs | {"frames": room})["logits"], session.run(names, inputs)[0])
+    np.testing.assert_array_equal(
+        bound.run(inputs | {"frames": room}, RunOptions())["logits"], session.run(names, inputs)[0]
+    )
 
 
 def test_answers_outlive_the_next_run() -> None:
     session = opened()
     bound = Bound(session, signature(ABOUT), sizes=(1, 2), time=8, device="cpu")
-    first = bound.run(clips(2, seed=1))["logits"]
+    first = bound.run(clips(2, seed=1), RunOptions())["logits"]
     kept = first.copy()
-    bound.run(clips(2, seed=2))
+    bound.run(clips(2, seed=2), RunOptions())
     np.testing.assert_array_equal(first, kept)
 
 
@@ -108,7 +111,7 @@ def test_each_size_is_a_graph_of_its_own_and_other_shapes_are_none() -> None:
 
     bound = Bound(Spy(), signature(ABOUT), sizes=(1, 2, 4), time=8, graphs=True, device="cpu")  # type: ignore[arg-type]
     for inputs in (clips(1), clips(2), clips(3), clips(4), clips(5), clips(1)):
-        bound.run(inputs)
+        bound.run(inputs, RunOptions())
     assert said == ["0", "1", "2", "2", "-1", "0"]
 
 

@@ -19,7 +19,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from service.engine.provider import Choice
-from service.engine.session import Resources, Session, probabilities
+from service.engine.session import Resources, Session, probabilities, session_options
 from service.errors import InvalidModel, OutOfMemory, ProviderUnavailable
 from service.manifest import Manifest, MLPManifest, ModelFile, State
 from tests.service import onnx_models
@@ -226,6 +226,46 @@ def test_words_for_no_memory(models: Path, monkeypatch: pytest.MonkeyPatch, word
         session.run(np.zeros((1, 8, 24, 32, 3), np.uint8), np.array([8], np.int32))
 
 
+def test_rows_that_find_no_memory_together_are_run_in_parts(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = Session(models / "colours/1/model.onnx", CPU_CHOICE)
+    inputs = {
+        "frames": np.random.default_rng(0).integers(0, 256, (5, 8, 24, 32, 3), np.uint8),
+        "lengths": np.array([8, 1, 2, 3, 4], np.int32),
+    }
+    expected, run = session.run_tensors(inputs), session._session.run
+    fits, seen = 2, []
+
+    def little_memory(names: list[str], inputs: dict[str, np.ndarray], options: object) -> Any:
+        seen.append(len(inputs["frames"]))
+        if seen[-1] > fits:
+            raise RuntimeError("Failed to allocate memory for requested buffer")
+        return run(names, inputs)
+
+    monkeypatch.setattr(session._session, "run", little_memory)
+    got = session.run_in_parts(inputs)
+    assert seen == [5, 2, 3, 1, 2]
+    for name, values in expected.items():
+        np.testing.assert_array_equal(got[name], values)
+    fits = 0
+    with pytest.raises(OutOfMemory):
+        session.run_in_parts(inputs)
+
+
+def test_a_run_that_nobody_wants_is_stopped(tmp_path: Path) -> None:
+    """It would take minutes."""
+    about = onnx_models.manifest()
+    session = Session(onnx_models.save(tmp_path, onnx_models.colours(about), about), CPU_CHOICE)
+    slow = onnx_models.colours(about, delay=20_000).SerializeToString()
+    session._session = onnxruntime.InferenceSession(slow, session_options(1), providers=["CPUExecutionProvider"])
+    frames, lengths = np.full((1, 8, 24, 32, 3), 9, np.uint8), np.array([8], np.int32)
+    with ThreadPoolExecutor(1) as thread:
+        run = thread.submit(session.run, frames, lengths)
+        time.sleep(0.1)
+        session.stop()
+        with pytest.raises(Exception, match="terminate flag"):
+            run.result(PATIENCE_S)
+
+
 def test_models_share_the_cores_and_do_not_multiply_them(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two at once, though three models are asked at the same time."""
     resources = Resources(threads=1, runs=2)
@@ -235,7 +275,7 @@ def test_models_share_the_cores_and_do_not_multiply_them(models: Path, monkeypat
     at_work, most, enough, gate = 0, 0, threading.Event(), threading.Event()
     lock = threading.Lock()
 
-    def run(names: list[str], inputs: object) -> list[np.ndarray]:
+    def run(names: list[str], inputs: object, options: object) -> list[np.ndarray]:
         nonlocal at_work, most
         with lock:
             at_work += 1
