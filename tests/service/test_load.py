@@ -195,7 +195,7 @@ def test_clients_that_die_while_they_upload_cost_nobody_anything(
             writer.transport.abort()
         await until(lambda: server.metric("ttvideo_requests_in_flight") <= NUM_CLIENTS)
 
-    with serving(models, spool) as server:
+    with serving(models, spool, "--max-queue", "256") as server:  # room for all that die at once
         assert under_load(server, clips["red"], die).keys() == {"200"}
         assert server.metric("ttvideo_decode_workers_replaced_total") == 0
 
