@@ -21,12 +21,15 @@ class Metrics:
             ["route", "status", "code"],
             registry=registry,
         )
+        self.key_requests = Counter(
+            "ttvideo_key_requests", "Answered requests by the name of their API key", ["key", "code"], registry=registry
+        )
         self.request_seconds = Histogram(
             "ttvideo_request_seconds", "From request to answer", ["route"], buckets=_SECONDS, registry=registry
         )
         self.stage_seconds = Histogram(
             "ttvideo_stage_seconds",
-            "Stages of a classified clip: upload, queue (for a decoder), decode, infer (batch wait and run)",
+            "Stages of a request, those that failed too: upload, queue (for a decoder), decode, infer (wait and run)",
             ["stage"],
             buckets=_SECONDS,
             registry=registry,
@@ -37,6 +40,9 @@ class Metrics:
             "ttvideo_batch_size", "Clips in one run of a model", ["model"], buckets=_BATCH, registry=registry
         )
         self.in_flight = Gauge("ttvideo_requests_in_flight", "Clips between upload and answer", registry=registry)
+        self.in_flight_limit = Gauge(
+            "ttvideo_requests_in_flight_limit", "Clips that may be between upload and answer", registry=registry
+        )
         self.queue_depth = Gauge(
             "ttvideo_queue_depth", "Clips waiting for a decoder or for a model", ["queue"], registry=registry
         )
@@ -51,6 +57,9 @@ class Metrics:
             "ttvideo_sequence_steps", "Frames of sequences that were answered", registry=registry
         )
         self.decode_workers = Gauge("ttvideo_decode_workers", "Living decoder processes", registry=registry)
+        self.decode_workers_wanted = Gauge(
+            "ttvideo_decode_workers_wanted", "Decoder processes that there should be", registry=registry
+        )
         self.decode_workers_replaced = Counter(
             "ttvideo_decode_workers_replaced", "Decoder processes that crashed or were killed", registry=registry
         )
@@ -81,6 +90,12 @@ class Metrics:
         )
         self.model = Gauge(
             "ttvideo_model_info", "1; the models served", ["model", "version", "precision", "sha256"], registry=registry
+        )
+        self.model_nodes = Gauge(
+            "ttvideo_model_nodes",
+            "Nodes of a model's graph by the provider that ONNX Runtime gives them to",
+            ["model", "version", "provider"],
+            registry=registry,
         )
 
     def render(self) -> bytes:

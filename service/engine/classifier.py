@@ -133,8 +133,6 @@ class Classifier:
             "decode": decoded.decode_s,
             "infer": done - infer_started,
         }
-        for stage, spent in times.items():
-            self.metrics.stage_seconds.labels(stage).observe(spent)
         times["total"] = upload_s + done - started
         return _answer(model, decoded, inference, top_k, times, upload_bytes)
 
@@ -145,6 +143,8 @@ class Classifier:
         metrics.ready.set_function(lambda: self.ready)
         metrics.sequences.set_function(lambda: len(self.sequences))
         metrics.in_flight.set_function(lambda: self.admission.in_flight)
+        metrics.in_flight_limit.set(self.admission.limit)
+        metrics.decode_workers_wanted.set(self.pool.num_workers)
         metrics.decode_workers.set_function(lambda: self.pool.num_alive)
         for layer in self.pool.layers:
             metrics.sandbox.labels(layer.name, layer.detail).set(layer.enforced)
@@ -155,14 +155,16 @@ class Classifier:
         self._show_models()
 
     def _show_models(self) -> None:
-        provider, files = self.metrics.provider, self.metrics.model
-        provider.clear()
-        files.clear()
+        provider, files, nodes = self.metrics.provider, self.metrics.model, self.metrics.model_nodes
+        for series in (provider, files, nodes):
+            series.clear()
         for model in self.repository.models:
             session = model.session
             provider.labels(model.name, model.version, session.provider, session.provider_reason or "").set(1)
             precision = session.manifest.precision if isinstance(session.manifest, Manifest) else "fp32"
             files.labels(model.name, model.version, precision, session.sha256).set(1)
+            for name, count in session.num_nodes.items():
+                nodes.labels(model.name, model.version, name).set(count)
 
 
 def check_top_k(top_k: int | None, model: Model) -> int:

@@ -16,6 +16,7 @@ from service.engine.statistics import Statistics
 from service.engine.turns import Turns
 from service.errors import NotForClips, NotForPieces
 from service.settings import Settings
+from service.trace import stage
 
 PROBABILITIES = "probabilities"
 """An output that every model has beside those of its graph: what its logits mean, by task and temperature."""
@@ -204,7 +205,8 @@ class Model:
         """The time of the start."""
         started = time.monotonic()
         try:
-            yield started
+            with stage("infer"):
+                yield started
         except Exception:
             self.statistics.fail.add(time.monotonic() - started)
             raise

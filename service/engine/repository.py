@@ -20,6 +20,7 @@ from service.engine.session import Resources, Session
 from service.engine.statistics import Statistics
 from service.errors import InvalidModel, ModelRefused, StartError, UnknownModel
 from service.settings import Settings
+from service.trace import note_model
 
 log = logging.getLogger(__name__)
 
@@ -178,6 +179,7 @@ class Repository:
             UnknownModel: from `find`.
         """
         with self.find(name, version).use() as model:
+            note_model(model.name, model.version, model.session.provider)
             yield model
 
     async def load(self, name: str, sent: Mapping[str, bytes] | None = None) -> None:

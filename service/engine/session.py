@@ -8,6 +8,7 @@ import logging
 import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,6 +123,8 @@ class Session:
         self.states = self.manifest.states if isinstance(self.manifest, Manifest) else ()
         check(self._session, self.signature, self.path)
         self._options = onnxruntime.RunOptions()
+        self.num_nodes = nodes_by_provider(self._session)
+        """By ONNX Runtime's name of the provider."""
         self._bound: Bound | None = None
         if self.provider == "cuda":
             self._bound = Bound(
@@ -292,6 +295,12 @@ def _open(
     return session
 
 
+def nodes_by_provider(session: onnxruntime.InferenceSession) -> Counter[str]:
+    """How many nodes of the graph each provider runs, by ONNX Runtime's own account."""
+    parts = session.get_provider_graph_assignment_info()
+    return Counter(part.ep_name for part in parts for _ in part.get_nodes())
+
+
 def session_options(threads: int) -> onnxruntime.SessionOptions:
     """How a model runs that is served, or measured for it."""
     options = onnxruntime.SessionOptions()
@@ -299,5 +308,6 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
     options.inter_op_num_threads = 1
     # Threads that spin while they wait take the cores that the decoders need.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     options.log_severity_level = 3
     return options

@@ -19,6 +19,7 @@ from starlette.requests import Request
 
 from service.engine.admission import Admission
 from service.errors import EmptyUpload, MalformedUpload, NoRoom, NotReady, StartError, UploadTimeout, UploadTooLarge
+from service.trace import stage
 
 FIELD = "file"
 MAX_FORM_OVERHEAD_BYTES = 64 * 1024
@@ -53,8 +54,9 @@ async def receiving(request: Request, admission: Admission, timeout_s: float) ->
         UploadTimeout, NotReady: from `admission`.
     """
     try:
-        async with admission.upload(timeout_s) as came:
-            yield came
+        with stage("upload"):
+            async with admission.upload(timeout_s) as came:
+                yield came
     except (UploadTimeout, NotReady):
         request.state.body_given_up = True
         raise

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service.errors import DeadlineExceeded, DecoderCrashed, RequestError, StartError
+from service.trace import stage
 from service.video.decode import Clip
 from service.video.process import Decoder, Policy, prepare
 from service.video.sampling import Sampling
@@ -120,8 +121,13 @@ class DecodePool:
         Raises:
             RequestError: what `decode_clip` raised; DeadlineExceeded; DecoderCrashed.
         """
-        asked = time.monotonic()
-        decoder = await self._take(deadline)
+        with stage("queue") as queue:
+            decoder = await self._take(deadline)
+        with stage("decode") as decode:
+            clip = await self._decode(decoder, path, sampling, deadline)
+        return Decoded(clip, queue.seconds, decode.seconds)
+
+    async def _decode(self, decoder: Decoder, path: Path, sampling: Sampling, deadline: float) -> Clip:
         taken = time.monotonic()
         if taken >= deadline:  # its turn came in the moment in which it was too late to begin
             self._offer(decoder)
@@ -132,11 +138,14 @@ class DecodePool:
             async with asyncio.timeout(deadline - taken):
                 clip = await decoder.decode(path, sampling, deadline - taken + GRACE_S, threads)
             healthy = True
+            return clip
         except RequestError:
             healthy = True
             raise
         except TimeoutError:
-            raise DeadlineExceeded(f"decoding was not done {time.monotonic() - asked:.1f} s after the upload") from None
+            raise DeadlineExceeded(
+                f"decoding was not done in the {time.monotonic() - taken:.1f} s that were left"
+            ) from None
         except (OSError, EOFError, ValueError, LookupError, TypeError, RecursionError):
             # It is gone, or what it says makes no sense: then it is not to be trusted with anything any more.
             decoder.kill()
@@ -149,7 +158,6 @@ class DecodePool:
                 self._recycle(decoder, reason)
             else:
                 self._offer(decoder)
-        return Decoded(clip, taken - asked, time.monotonic() - taken)
 
     async def _take(self, deadline: float) -> Decoder:
         while True:
