@@ -24,16 +24,13 @@ NOBODY_READS = 141
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0 done, 1 a file could not be classified, 2 the start failed, 141 nobody reads on."""
     arguments = _parser().parse_args(argv)
-    from service.errors import StartError  # imported late: --help answers at once
+    from service import logs  # imported late: --help answers at once
+    from service.errors import StartError
 
     try:
         settings = _settings(arguments)
         quiet = arguments.command == "classify" and arguments.log_level is None
-        logging.basicConfig(
-            level="WARNING" if quiet else settings.log_level.upper(),
-            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-            stream=sys.stderr,
-        )
+        logs.configure("warning" if quiet else settings.log_level, settings.log_format)
         from service.video.process import prepare
 
         prepare()  # decoders load FFmpeg while this process loads everything else
@@ -56,7 +53,10 @@ def main(argv: list[str] | None = None) -> int:
         asyncio.run(serve(settings))
         return 0
     except StartError as error:
-        print(f"ttvideo: {error}", file=sys.stderr)
+        if logs.structured():
+            logging.getLogger("service").critical(error)
+        else:
+            print(f"ttvideo: {error}", file=sys.stderr)
         return START_FAILED
     except BrokenPipeError:
         # Python would complain once more while it flushes what is left.
@@ -92,7 +92,22 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--deadline-s", type=float, help="seconds from the end of the upload to the answer (30)")
     parser.add_argument("--max-sequences", type=int, help="live sequences and streams; one more is answered 503 (2048)")
     parser.add_argument("--sequence-idle-s", type=float, help="idle seconds after which a sequence is ended (60)")
+    parser.add_argument(
+        "--api-keys-file",
+        type=Path,
+        help="keys that requests must bring, NAME:KEY one a line, read again when it changes; or a few keys in "
+        "TTVIDEO_API_KEYS (no key is asked for)",
+    )
+    parser.add_argument(
+        "--open-metrics", action="store_true", default=None, help="/metrics needs no key (it needs one, if others do)"
+    )
+    parser.add_argument(
+        "--rate-limit", type=float, help="requests a second of a key, or of an address without one (no limit)"
+    )
+    parser.add_argument("--rate-burst", type=int, help="requests that may come at once (those of one second)")
+    parser.add_argument("--cors-origins", help="web sites whose pages may ask, as https://example.org, or * (none)")
     parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"])
+    parser.add_argument("--log-format", choices=["text", "json"], help="log lines for people, or JSON objects (text)")
     commands = parser.add_subparsers(dest="command", metavar="classify")
     classify = commands.add_parser(
         "classify",

@@ -54,6 +54,12 @@ class InvalidInference(RequestError):
     title = "The inference request does not fit the model"
 
 
+class Unauthorized(RequestError):
+    status = 401
+    code = "unauthorized"
+    title = "An API key is needed"
+
+
 class UnknownModel(RequestError):
     status = 404
     code = "unknown_model"
@@ -184,6 +190,12 @@ class InvalidParameter(RequestError):
     status = 422
     code = "invalid_parameter"
     title = "A parameter is out of its range"
+
+
+class RateLimited(RequestError):
+    status = 429
+    code = "rate_limited"
+    title = "Too many requests came from one caller"
 
 
 class Busy(RequestError):

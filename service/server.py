@@ -17,7 +17,9 @@ from service.app import create_app
 from service.engine.classifier import Classifier
 from service.engine.repository import BUNDLED
 from service.errors import StartError
+from service.logs import structured
 from service.settings import Settings
+from service.spans import from_environment
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +35,7 @@ async def serve(settings: Settings) -> None:
         StartError: the port, a model or a provider cannot be had.
     """
     with _listen(settings.host, settings.port) as listener:
-        app = create_app(settings)
+        app = create_app(settings, from_environment())
         # The lifespan is entered here and not by uvicorn, so that a StartError arrives as it is.
         async with app.router.lifespan_context(app):
             config = uvicorn.Config(
@@ -61,7 +63,11 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        print(_greeting(self._classifier, self._listener), flush=True)
+        greeting = _greeting(self._classifier, self._listener)
+        if structured():
+            log.info(greeting)
+        else:
+            print(greeting, flush=True)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

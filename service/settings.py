@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field, SecretStr, StringConstraints
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service.logs import LogFormat
 from service.video.bounds import Bounds
 from service.video.device import Device
 from service.video.process import Policy
 from service.video.sandbox import Limits, Mode
 
 Provider = Literal["auto", "cpu", "cuda"]
+
+
+def _words(value: Any) -> Any:
+    return value.replace(",", " ").split() if isinstance(value, str) else value
+
+
+Origin = Annotated[str, StringConstraints(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/\s,]+)$")]
 Graphs = Literal["auto", "on", "off"]
 
 
@@ -79,7 +87,20 @@ class Settings(BaseSettings):
     few KiB, and what waits of its pieces."""
     sequence_idle_s: Annotated[float, Field(gt=0)] = 60.0
     """A sequence of which nothing comes for so long is ended."""
+    api_keys: SecretStr = SecretStr("")
+    """NAME:KEY, separated by spaces or commas. With a key here or a file, whoever asks must bring one."""
+    api_keys_file: Path | None = None
+    """NAME:KEY, one a line; read again when it changes."""
+    open_metrics: bool = False
+    """Whether /metrics needs no key, where everything else does."""
+    rate_limit: Annotated[float, Field(gt=0)] | None = None
+    """Requests a second of one key, or of one address where there is no key; one more is answered 429."""
+    rate_burst: Annotated[int, Field(ge=1)] | None = None
+    """Requests that may come at once after a pause; those of one second without it."""
+    cors_origins: Annotated[tuple[Origin, ...], NoDecode, BeforeValidator(_words)] = ()
+    """Web sites whose pages may ask from a browser, as https://example.org, separated by spaces or commas; or *."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: LogFormat = "text"
 
     def decoder_policy(self) -> Policy:
         """The settings that a decoder process follows."""

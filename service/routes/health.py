@@ -12,6 +12,9 @@ from service.schemas import Health, Index
 
 router = APIRouter()
 
+PROBES = {"/livez", "/readyz", "/v2/health/live", "/v2/health/ready"}
+"""Open to everybody, and as often as they like."""
+
 
 @router.get("/livez")
 @router.head("/livez", include_in_schema=False)

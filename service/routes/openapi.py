@@ -6,8 +6,9 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from service.errors import UploadTooLarge
-from service.routes.problem import MEDIA_TYPE, is_v2
+from service.errors import RateLimited, Unauthorized, UploadTooLarge
+from service.routes.health import PROBES
+from service.routes.problem import MEDIA_TYPE, is_v2, problems
 from service.routes.v2.schemas import IndexRequest, InferenceRequest
 from service.schemas import InferenceError, Problem
 from service.video.probe import CONTAINERS
@@ -24,6 +25,10 @@ _READ_BY_HAND = (Problem, InferenceError, InferenceRequest, IndexRequest)
 """What FastAPI does not see, since the routes read or write it themselves."""
 _NEVER_ANSWERED = ("HTTPValidationError", "ValidationError")
 """What FastAPI says of every path with a name in it. Any name is a string, so it cannot be."""
+_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
 _V2_ERROR = {"application/json": {"schema": {"$ref": "#/components/schemas/InferenceError"}}}
 
 
@@ -35,8 +40,13 @@ def description(max_upload_bytes: int) -> str:
     )
 
 
-def install(app: FastAPI, max_upload_bytes: int) -> None:
-    """Complete the schema that `app` answers under /openapi.json."""
+def install(app: FastAPI, max_upload_bytes: int, *, with_keys: bool = False, with_rates: bool = False) -> None:
+    """Complete the schema that `app` answers under /openapi.json.
+
+    Args:
+        with_keys, with_rates: whether requests need a key, and may come too often.
+    """
+    refusals = problems(*([Unauthorized] if with_keys else []), *([RateLimited] if with_rates else []))
     describe = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -48,8 +58,13 @@ def install(app: FastAPI, max_upload_bytes: int) -> None:
                 components |= described.pop("$defs", {}) | {kind.__name__: described}
             for name in _NEVER_ANSWERED:
                 components.pop(name, None)
+            if with_keys:
+                schema["components"]["securitySchemes"] = _SCHEMES
             for path, operations in schema["paths"].items():
                 for operation in operations.values():
+                    if path not in PROBES:
+                        operation["responses"] |= {str(status): {**about} for status, about in refusals.items()}
+                        operation["security"] = [{name: []} for name in _SCHEMES] if with_keys else []
                     if is_v2(path) and _NEVER_ANSWERED[0] in str(operation["responses"].get("422")):
                         del operation["responses"]["422"]
                     for status, answer in operation["responses"].items():

@@ -12,10 +12,10 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.types import Receive, Scope, Send
 
-from service.errors import InvalidParameter, MethodNotAllowed, NotFound, NotReady, RequestError
+from service.errors import InvalidParameter, MethodNotAllowed, NotFound, NotReady, RequestError, Unauthorized
 from service.schemas import InferenceError, Problem
 
 MEDIA_TYPE = "application/problem+json"
@@ -27,9 +27,12 @@ KEEP_BYTES = 8 * 1024 * 1024
 LINGER_S = 2.0
 """How long the client of a larger one may go on sending before the connection is closed."""
 
+_RETRY_AFTER = {"Retry-After": {"description": "Seconds after which to ask again.", "schema": {"type": "integer"}}}
 _HEADERS = {
+    401: {"WWW-Authenticate": {"description": "How a key is given.", "schema": {"type": "string"}}},
     405: {"Allow": {"description": "The methods that the path takes.", "schema": {"type": "string"}}},
-    503: {"Retry-After": {"description": "Seconds after which to ask again.", "schema": {"type": "integer"}}},
+    429: _RETRY_AFTER,
+    503: _RETRY_AFTER,
 }
 _OF_THE_ROUTER: dict[int, type[RequestError]] = {kind.status: kind for kind in (NotFound, MethodNotAllowed)}
 
@@ -39,10 +42,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestError)
     async def request_error(request: Request, error: RequestError) -> Response:
-        headers = {}
-        if error.retry_after_s is not None:
-            headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
-        return problem(request, error.status, error.code, error.title, error.detail, headers)
+        return answer(request, error)
 
     @app.exception_handler(RequestValidationError)
     async def invalid_parameter(request: Request, error: RequestValidationError) -> Response:
@@ -64,8 +64,18 @@ def install(app: FastAPI) -> None:
         return Response(status_code=CLIENT_GONE)
 
 
+def answer(request: HTTPConnection, error: RequestError) -> Response:
+    """What is said of an error."""
+    headers = {}
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = 'Bearer realm="ttvideo"'
+    return problem(request, error.status, error.code, error.title, error.detail, headers)
+
+
 def problem(
-    request: Request, status: int, code: str, title: str, detail: str, headers: Mapping[str, str] | None = None
+    request: HTTPConnection, status: int, code: str, title: str, detail: str, headers: Mapping[str, str] | None = None
 ) -> Response:
     request.state.code = code
     kind = _Refusal if _expects_more(request) else Response
@@ -89,7 +99,7 @@ def is_v2(path: str) -> bool:
     return path == "/v2" or path.startswith("/v2/")
 
 
-def _expects_more(request: Request) -> bool:
+def _expects_more(request: HTTPConnection) -> bool:
     """Whether a large body, or one of unknown size, is still on its way, or one that nobody waits for any longer."""
     if getattr(request.state, "body_read", False):
         return False
