@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
 import pytest
@@ -67,7 +66,7 @@ def test_a_wrong_line_is_named_and_not_shown(tmp_path: Path, line: str, said: st
 
 
 def test_a_file_that_is_not_there_ends_the_start(tmp_path: Path) -> None:
-    with pytest.raises(StartError, match="expected a file of API keys at .*No such file"):
+    with pytest.raises(StartError, match=r"expected a file of API keys at .*No such file"):
         Keys("", tmp_path / "keys")
 
 
@@ -75,7 +74,7 @@ def replace(file: Path, text: str) -> None:
     """As an editor or Kubernetes does it."""
     other = file.with_suffix(".new")
     other.write_text(text)
-    os.replace(other, file)
+    other.replace(file)
 
 
 def test_a_changed_file_is_read_again_and_a_broken_one_changes_nothing(

@@ -24,17 +24,15 @@ def ask(url: str, clip: Path, key: str) -> None:
 
 
 def run(tmp_path: Path, clip: Path, *arguments: str) -> list[str]:
-    """What the service wrote to its standard error."""
-    keys, log = tmp_path / "keys", tmp_path / "log"
+    """All that the service wrote."""
+    keys = tmp_path / "keys"
     keys.write_text("alice:the-secret-key-of-alice\n")
-    with (
-        log.open("w") as stderr,
-        served("--api-keys-file", keys, *arguments, stderr=stderr.fileno()) as (process, url, _),
-    ):
+    # Both streams in one, as a container's log has them.
+    with served("--api-keys-file", keys, *arguments, stderr=subprocess.STDOUT) as (process, url, greeting):
         ask(url, clip, "the-secret-key-of-alice")
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
-    text = log.read_text()
+        text = greeting + process.communicate(timeout=60)[0]
+        assert process.returncode == 0
     assert "secret" not in text, "names of files and models that nobody knows, paths and keys are the client's"
     return text.splitlines()
 
