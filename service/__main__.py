@@ -1,4 +1,5 @@
-"""`python -m service` serves; `python -m service classify FILE...` answers here and now, without a server."""
+"""`python -m service` serves; `... classify FILE...` answers here and now, without a server; `... doctor` says what is
+usable."""
 
 from __future__ import annotations
 
@@ -31,6 +32,14 @@ def main(argv: list[str] | None = None) -> int:
         settings = _settings(arguments)
         quiet = arguments.command == "classify" and arguments.log_level is None
         logs.configure("warning" if quiet else settings.log_level, settings.log_format)
+        if arguments.command == "doctor":
+            from service.doctor import doctor
+
+            return doctor(settings, as_json=arguments.json)
+        if settings.provider == "cuda":  # whoever insists on it hears at once that it is not there
+            from service.engine.provider import choose
+
+            choose("cuda", settings.device_id)
         from service.video.process import prepare
 
         prepare()  # decoders load FFmpeg while this process loads everything else
@@ -108,12 +117,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cors-origins", help="web sites whose pages may ask, as https://example.org, or * (none)")
     parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"])
     parser.add_argument("--log-format", choices=["text", "json"], help="log lines for people, or JSON objects (text)")
-    commands = parser.add_subparsers(dest="command", metavar="classify")
+    commands = parser.add_subparsers(dest="command", metavar="classify|doctor")
     classify = commands.add_parser(
         "classify",
         help="classify files without a server",
         description="Classify files without a server. Exit code: 0, 1 where any file failed, 2 where the start did.",
     )
+    doctor = commands.add_parser(
+        "doctor",
+        help="say what is usable here, and why something is not",
+        description="Try everything that the service needs, with the settings given, and say what is usable and why "
+        "something is not. Exit code: 0 where it can serve as configured, 1 where not.",
+    )
+    doctor.add_argument("--json", action="store_true", help="one JSON object: version, usable, findings, settings")
+    _add_model_options(doctor, default=argparse.SUPPRESS)
     classify.add_argument("files", nargs="+", metavar="FILE", help="a video; - is the standard input")
     classify.add_argument(
         "--json",

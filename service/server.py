@@ -34,7 +34,7 @@ async def serve(settings: Settings) -> None:
     Raises:
         StartError: the port, a model or a provider cannot be had.
     """
-    with _listen(settings.host, settings.port) as listener:
+    with listen(settings.host, settings.port) as listener:
         app = create_app(settings, from_environment())
         # The lifespan is entered here and not by uvicorn, so that a StartError arrives as it is.
         async with app.router.lifespan_context(app):
@@ -99,7 +99,12 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that waits for clients.
+
+    Raises:
+        StartError: the address cannot be had.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host, port), family=family, backlog=BACKLOG)

@@ -20,7 +20,7 @@ import pytest
 
 from service import __version__
 from service.__main__ import main
-from service.server import _listen
+from service.server import listen
 from service.settings import Settings
 from tests.service.conftest import PATIENCE_S, coloured_frames, lives, wait_until
 from tests.serving import served
@@ -307,7 +307,7 @@ def test_help_needs_nothing_heavy() -> None:
 
 def test_answers_are_not_held_back() -> None:
     """Without it a keep-alive client waits 40 ms for the end of every answer."""
-    with _listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
         accepted, _ = listener.accept()
         with accepted:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

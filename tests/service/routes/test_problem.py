@@ -86,6 +86,8 @@ def test_codes_and_statuses_are_stable() -> None:
         "not_for_pieces": 422,
         "model_refused": 422,
         "upload_timeout": 408,
+        "unauthorized": 401,
+        "rate_limited": 429,
         "unknown_model": 404,
         "upload_too_large": 413,
         "not_a_video": 415,
