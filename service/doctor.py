@@ -15,6 +15,7 @@ import platform
 import select
 import shutil
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -99,9 +100,9 @@ def _child(names: list[str], settings: Settings) -> Iterator[int]:
         try:
             os.setsid()
             os.close(ours)
-            quiet = os.open(os.devnull, os.O_WRONLY)
+            sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
             for output in (1, 2):  # libraries say there what the findings say better
-                os.dup2(quiet, output)
+                os.dup2(sys.stdout.fileno(), output)
             for name in names:
                 _run(name, settings, theirs)
         finally:
@@ -265,7 +266,7 @@ def _models(settings: Settings) -> Found:
         choice = Choice("cpu")
     bundled = model_files(BUNDLED)
     own = own_files(settings.models) if settings.models is not None else {}
-    for (name, version), path in (bundled | own).items():
+    for (name, version), path in sorted((bundled | own).items()):
         try:
             session = Session(path, choice)
         except StartError as error:
