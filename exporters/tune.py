@@ -17,7 +17,7 @@ from exporters import quantize
 from exporters.quantize import Precision
 from exporters.recurrence import Target
 from exporters.timing import RUNS_A_TURN, feeds, in_turns, open_session
-from service.cores import usable_cores
+from service.cores import plan_cores
 from service.manifest import TimedPlan
 from ttmodels import contraction
 from ttmodels.classifier import ClipClassifier
@@ -66,7 +66,7 @@ def measured(
     frames = np.random.default_rng(0).integers(0, 256, (1, *clip_shape), np.uint8)
     calls = {}
     for plan in plans:
-        session = open_session(build(plan), usable_cores(), target)
+        session = open_session(build(plan), plan_cores().model_threads, target)
         fed = feeds(session, frames)
         calls[str(plan)] = lambda session=session, fed=fed: session.run(["logits"], fed)
     seconds = _best(calls, 2)
@@ -85,7 +85,7 @@ def measured(
 
 def machine(target: Target) -> str:
     """What `measured` measures on, for the manifest."""
-    place = "CUDA" if target == "cuda" else f"the CPU, {usable_cores()} threads"
+    place = "CUDA" if target == "cuda" else f"the CPU, {plan_cores().model_threads} threads"
     return f"onnxruntime {onnxruntime.__version__} on {place}"
 
 

@@ -30,8 +30,8 @@ class CorePlan:
 
     def __str__(self) -> str:
         return (
-            f"{self.cores:g} cores: {self.decode_workers} decoder processes, "
-            f"{self.model_runs} runs of models at once with {self.model_threads} threads each"
+            f"{self.cores:g} cores; decoder processes: {self.decode_workers}; "
+            f"runs of models at once: {self.model_runs}; threads of a run: {self.model_threads}"
         )
 
 

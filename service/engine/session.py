@@ -92,6 +92,7 @@ class Session:
             if strict:
                 raise ProviderUnavailable(f"{path}: CUDA was asked for and not had: {failure}") from failure
             log.warning("%s: on the CPU, since CUDA failed: %s", path, failure)
+            self.graphs_reason = None
             self._load(model, Choice("cpu", str(failure)))
 
     def _load_on_cuda(self, model: bytes, choice: Choice) -> None:
@@ -206,7 +207,11 @@ class Session:
 
     def warm_up(self) -> None:
         """Run in every batch size in use, where that makes the first run of each slow. To be called in the thread that
-        will run the model: what CUDA keeps for a run it keeps for its thread."""
+        will run the model: what CUDA keeps for a run it keeps for its thread.
+
+        Raises:
+            InvalidModel: a batch cannot be run.
+        """
         if self._bound is None:
             return  # on the CPU a first run costs half a millisecond more than the next
         for batch in batch_sizes(self._resources.max_batch):
@@ -215,6 +220,8 @@ class Session:
             except OutOfMemory as error:
                 log.warning("%s: no memory for a batch of %d: %s", self.path, batch, error.detail)
                 return
+            except Exception as error:
+                raise InvalidModel(f"{self.path}: a run on a batch of {batch} failed: {error}") from error
 
     @property
     def _time_steps(self) -> int:

@@ -10,7 +10,7 @@ import pytest
 
 from exporters import tune
 from exporters.graph import build
-from service.cores import usable_cores
+from service.cores import plan_cores
 from service.manifest import Scaling
 from service.video import Sampling
 from tests.made import random_classifier, tiny_config
@@ -97,4 +97,4 @@ def test_real_times(model: ClipClassifier) -> None:
     assert plan in PLANS
     assert len(times) == 4
     assert all(0 < time.milliseconds < 1000 for time in times)
-    assert f"{usable_cores()} threads" in tune.machine("cpu")
+    assert f"{plan_cores().model_threads} threads" in tune.machine("cpu")

@@ -77,7 +77,7 @@ def test_what_is_given_stands_and_the_rest_follows() -> None:
     assert plan_cores(model_threads=2, cores=2) == CorePlan(2, 2, 2, 1)
     assert plan_cores(model_threads=8, cores=2) == CorePlan(2, 2, 8, 1)
     assert str(plan_cores(1, cores=2.5)) == (
-        "2.5 cores: 1 decoder processes, 2 runs of models at once with 1 threads each"
+        "2.5 cores; decoder processes: 1; runs of models at once: 2; threads of a run: 1"
     )
 
 

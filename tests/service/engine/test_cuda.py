@@ -239,6 +239,27 @@ def test_the_session_is_opened_as_asked(on_cuda: Opened, tmp_path: Path) -> None
     np.testing.assert_array_equal(logits, opened().run(["logits"], inputs)[0])
 
 
+def test_a_batch_size_that_cannot_be_run_refuses_the_file_and_one_without_memory_does_not(
+    on_cuda: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = Session(saved(tmp_path), Choice("cuda"), Resources(max_batch=8, device=Device(1)))
+    assert session._bound is not None
+    seen, words = [], "CUDA failure 2: out of memory"
+
+    def run(inputs: dict[str, np.ndarray], options: RunOptions) -> dict[str, np.ndarray]:
+        seen.append(len(inputs["frames"]))
+        if seen[-1] == 4:
+            raise RuntimeError(words)
+        return {}
+
+    monkeypatch.setattr(session._bound, "run", run)
+    session.warm_up()
+    assert seen == [1, 2, 4]
+    words = "CUDA failure 1: invalid argument"
+    with pytest.raises(InvalidModel, match="a run on a batch of 4 failed: CUDA failure 1"):
+        session.warm_up()
+
+
 def test_a_model_that_cannot_be_recorded_runs_without_and_says_why(on_cuda: Opened, tmp_path: Path) -> None:
     session = Session(saved(tmp_path, with_a_loop), Choice("cuda"), Resources(device=Device(1)), strict=True)
     assert [options["enable_cuda_graph"] for options in on_cuda] == [1, 0]
