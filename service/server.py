@@ -41,6 +41,8 @@ async def serve(settings: Settings) -> None:
             config = uvicorn.Config(
                 app,
                 lifespan="off",
+                # By itself uvicorn takes httptools where that is installed, which has no bound on a request's head.
+                http="h11",
                 log_config=None,
                 log_level="warning",
                 access_log=False,

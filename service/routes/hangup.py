@@ -15,20 +15,33 @@ T = TypeVar("T")
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """Do the work, but drop it at once when the client hangs up. The body must have been read.
 
+    The work is done by the caller's own task: a second one would cost a request some turns of the event loop.
+
     Raises:
         ClientDisconnect: it hung up.
     """
-    working = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_hung_up(request))
+    task = asyncio.current_task()
+    assert task is not None
+    gone = False
+
+    def drop(watch: asyncio.Task[None]) -> None:
+        nonlocal gone
+        if not watch.cancelled() and not ended:
+            gone = True
+            task.cancel()
+
+    ended = False
+    watch = asyncio.create_task(_hung_up(request))
+    watch.add_done_callback(drop)
     try:
-        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return working.result()
+        return await work
+    except asyncio.CancelledError:
+        if gone and not task.uncancel():
+            raise ClientDisconnect from None
+        raise
     finally:
-        working.cancel()
-        gone.cancel()
-        await asyncio.gather(working, gone, return_exceptions=True)
+        ended = True
+        watch.cancel()
 
 
 async def _hung_up(request: Request) -> None:
