@@ -101,6 +101,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--deadline-s", type=float, help="seconds from the end of the upload to the answer (30)")
     parser.add_argument("--max-sequences", type=int, help="live sequences and streams; one more is answered 503 (2048)")
     parser.add_argument("--sequence-idle-s", type=float, help="idle seconds after which a sequence is ended (60)")
+    parser.add_argument("--max-encoded-streams", type=int, help="encoded live streams, a process for each (16)")
+    parser.add_argument("--max-message-bytes", type=int, help="largest message of a live stream (2097152)")
     parser.add_argument(
         "--api-keys-file",
         type=Path,

@@ -16,7 +16,7 @@ from service.errors import MethodNotAllowed, RequestError
 from service.keys import Keys
 from service.metrics import Metrics
 from service.middleware import Observe
-from service.routes import classify, health, metrics, model, openapi, problem, v2
+from service.routes import classify, health, metrics, model, openapi, problem, stream, v2
 from service.routes.upload import check_spool
 from service.routes.v2.infer import HEADER
 from service.settings import Settings
@@ -59,7 +59,7 @@ def create_app(settings: Settings, spans: Spans | None = None) -> FastAPI:
         redirect_slashes=False,
         redoc_url=None,
     )
-    for part in (classify, model, health, metrics, v2):
+    for part in (classify, stream, model, health, metrics, v2):
         app.include_router(part.router)
     problem.install(app)
     openapi.install(app, settings.max_upload_bytes, with_keys=bool(keys), with_rates=rate is not None)

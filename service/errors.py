@@ -48,6 +48,12 @@ class MalformedUpload(RequestError):
     title = "The upload cannot be parsed"
 
 
+class InvalidMessage(RequestError):
+    status = 400
+    code = "invalid_message"
+    title = "The message is none that a stream takes"
+
+
 class InvalidInference(RequestError):
     status = 400
     code = "invalid_inference"

@@ -47,6 +47,9 @@ class Metrics:
             "ttvideo_queue_depth", "Clips waiting for a decoder or for a model", ["queue"], registry=registry
         )
         self.sequences = Gauge("ttvideo_sequences", "Live sequences, of /v2 and of /stream", registry=registry)
+        self.encoded_streams = Gauge(
+            "ttvideo_encoded_streams", "Encoded live streams, each with a decoder process", registry=registry
+        )
         self.sequences_over = Counter(
             "ttvideo_sequences_over",
             "Sequences that ended; code is `ok` or why they were ended",

@@ -10,6 +10,7 @@ import shlex
 import signal
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import uvicorn
 
@@ -49,9 +50,21 @@ async def serve(settings: Settings) -> None:
                 server_header=False,
                 backlog=BACKLOG,
                 timeout_graceful_shutdown=SHUTDOWN_GRACE_S,
+                **websocket_options(settings),
             )
             await _Server(config, app.state.classifier, listener).serve(sockets=[listener])
     log.info("stopped")
+
+
+def websocket_options(settings: Settings) -> dict[str, Any]:
+    """Of uvicorn. No pings: a stream that is not read from, since it sends too fast, could not answer them in time,
+    and idle ones are ended anyway. No compression: video has had it."""
+    return {
+        "ws": "websockets-sansio",
+        "ws_max_size": settings.max_message_bytes,
+        "ws_ping_interval": None,
+        "ws_per_message_deflate": False,
+    }
 
 
 class _Server(uvicorn.Server):

@@ -87,6 +87,10 @@ class Settings(BaseSettings):
     few KiB, and what waits of its pieces."""
     sequence_idle_s: Annotated[float, Field(gt=0)] = 60.0
     """A sequence of which nothing comes for so long is ended."""
+    max_encoded_streams: Annotated[int, Field(ge=0)] = 16
+    """Encoded streams of /stream at once, each with a decoder process of its own; one more is answered `busy`."""
+    max_message_bytes: Annotated[int, Field(ge=1)] = 2 * 1024 * 1024
+    """A message to /stream; a larger one closes the socket."""
     api_keys: SecretStr = SecretStr("")
     """NAME:KEY, separated by spaces or commas. With a key here or a file, whoever asks must bring one."""
     api_keys_file: Path | None = None

@@ -24,6 +24,7 @@ from service.metrics import Metrics
 from service.schemas import Classification, ClipFacts, ModelName, ScoredLabel, StageTimes, Step
 from service.settings import Settings
 from service.video.process import prepare
+from service.video.streaming import LiveDecoders
 from service.video.workers import Decoded, DecodePool
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,9 @@ class Classifier:
             on_step=self.metrics.sequence_steps.inc,
             on_over=lambda code: self.metrics.sequences_over.labels(code).inc(),
         )
+        self.live_decoders = LiveDecoders(settings.max_encoded_streams, settings.decoder_policy())
+        self.stream_turns = asyncio.Semaphore(settings.max_queue)
+        """Of pieces of streams that are decoded or before a model."""
         self.repository: Repository
         self.pool: DecodePool
         self._started = False
@@ -142,6 +146,7 @@ class Classifier:
         metrics.build.info({"version": __version__})
         metrics.ready.set_function(lambda: self.ready)
         metrics.sequences.set_function(lambda: len(self.sequences))
+        metrics.encoded_streams.set_function(lambda: self.live_decoders.num_live)
         metrics.in_flight.set_function(lambda: self.admission.in_flight)
         metrics.in_flight_limit.set(self.admission.limit)
         metrics.decode_workers_wanted.set(self.pool.num_workers)

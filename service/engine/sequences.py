@@ -58,6 +58,8 @@ class Sequence:
         self._state = model.initial_state
         self._turn = asyncio.Lock()
         self._num_pieces = self._num_failed = 0
+        self.busy: Callable[[], bool] = lambda: False
+        """Whether a piece is on its way that did not get here yet, so that it does not stand idle."""
         self._model_in_use = model.use()
         self._model_in_use.__enter__()
         self._timer = loop.call_later(idle_s, self._expire)
@@ -119,6 +121,9 @@ class Sequence:
             self._let_go()
 
     def _expire(self) -> None:
+        if self.busy():
+            self.touch()
+            return
         self.end(SequenceExpired(f"the sequence stood idle for {self._idle_s:g} s, the limit, and was ended"))
 
     def _check_live(self) -> None:

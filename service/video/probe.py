@@ -59,6 +59,9 @@ _OPEN_OPTIONS = {
     "codec_whitelist": ",".join(CODECS),
 }
 
+_LIVE_OPTIONS = {"probesize": str(1 << 20), "analyzeduration": "1000000"}
+"""Bytes and microseconds that are read before the streams are known; all of it is decoded, too."""
+
 
 def check_ffmpeg() -> None:
     """Raise StartError where the FFmpeg under PyAV has a known hole."""
@@ -79,14 +82,21 @@ def supported() -> dict[str, tuple[str, ...]]:
     return {"containers": formats, "codecs": codecs}
 
 
-def open_video(source: Path | int, bounds: Bounds, hwaccel: HWAccel | None = None) -> InputContainer:
+def open_video(
+    source: Path | int, bounds: Bounds, hwaccel: HWAccel | None = None, *, live: bool = False
+) -> InputContainer:
     """Open a file by its path, or by the descriptor of one that is open; with `hwaccel`, to be decoded by a GPU.
+
+    Args:
+        live: the descriptor is a pipe, and little is to be waited for before it is known what comes.
 
     Raises:
         NotAVideo: no known container, or none that may be opened.
     """
     options = _OPEN_OPTIONS | bounds.codec_options()
-    if isinstance(source, int):
+    if live:
+        name, options = "fd:", options | {"protocol_whitelist": "fd", "fd": str(source)} | _LIVE_OPTIONS
+    elif isinstance(source, int):
         # All who read from a descriptor share its position, so there must be one container at a time.
         os.lseek(source, 0, os.SEEK_SET)
         name, options = "fd:", options | {"protocol_whitelist": "fd", "fd": str(source)}

@@ -19,6 +19,7 @@ import socket
 import stat
 import traceback
 import weakref
+from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass, field
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
@@ -37,9 +38,11 @@ from service.errors import BY_CODE, NotAVideo, RequestError, StartError, TooMuch
 from service.video.bounds import Bounds
 from service.video.decode import Clip, ClipInfo, decode_clip
 from service.video.device import Accelerator, Device
+from service.video.live import watch
 from service.video.probe import check_ffmpeg, demux, open_video, video_stream
 from service.video.sampling import Sampling
 from service.video.sandbox import DRIVER_NEEDS, Layer, Limits, Mode, enter
+from service.video.timeline import Notes
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +51,8 @@ END_TIMEOUT_S = 5.0
 MAX_JOB_BYTES = 1 << 16
 MAX_REPLY_BYTES = 1 << 20
 FEW_PACKETS = 4
+GO_ON = b"\n"
+"""Says to a decoder that what it handed over was taken."""
 _NO_BUFFER = re.compile(r"get_buffer\(\) failed|allocate memory")
 """FFmpeg's words for a picture that there is no memory for."""
 _LESS_MEMORY = "expected a video that can be decoded in the memory that a decoder has"
@@ -155,11 +160,11 @@ class Decoder:
         # The other half is for the clip to come.
         return "cpu_time" if cpu_s > self._policy.limits.cpu_s / 2 else None
 
-    async def decode(self, path: Path, sampling: Sampling, limit_s: float, threads: int) -> Clip:
+    async def decode(self, source: Path | int, sampling: Sampling, limit_s: float, threads: int) -> Clip:
         """Decode in the process, with so many threads; it ends itself after `limit_s`."""
         self.num_clips += 1
         job = {"sampling": sampling.model_dump(), "limit_s": limit_s, "threads": threads}
-        self._hand_over(path, json.dumps(job).encode() + b"\n")
+        self._hand_over(source, json.dumps(job).encode() + b"\n")
         reply = await self._reply()
         if "error" in reply:
             if "traceback" in reply:
@@ -168,9 +173,33 @@ class Decoder:
         info = _INFO.validate_python(reply["info"])
         return Clip(np.ndarray(sampling.clip_shape, np.uint8, self._slot.buf).copy(), info)
 
-    def _hand_over(self, path: Path, line: bytes) -> None:
+    async def follow(
+        self, stream: int, sampling: Sampling, rate: float | None, warnings: list[str]
+    ) -> AsyncIterator[tuple[np.ndarray, float | None]]:
+        """Decode a stream as it comes, to its end: frames uint8 [height, width, 3], and their times in seconds.
+
+        The process goes on with the next one when it is asked for. It is not to be used for anything else afterwards.
+
+        Args:
+            stream: the descriptor of a pipe or socket.
+            warnings: get what went otherwise than a player would expect, at the end.
+
+        Raises:
+            RequestError: what `live.watch` raised.
+        """
+        job = {"sampling": sampling.model_dump(), "limit_s": 0, "live": {"rate": rate}}
+        socket.send_fds(self._channel, [json.dumps(job).encode() + b"\n"], [stream])
+        while "time_s" in (reply := await self._reply()):
+            frame = np.ndarray(sampling.clip_shape[1:], np.uint8, self._slot.buf).copy()
+            yield frame, None if reply["time_s"] is None else float(reply["time_s"])
+            self._writer.write(GO_ON)
+        if "error" in reply:
+            raise BY_CODE[reply["error"]](reply["detail"])
+        warnings += map(str, reply["warnings"])
+
+    def _hand_over(self, source: Path | int, line: bytes) -> None:
         try:
-            upload = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            upload = os.dup(source) if isinstance(source, int) else os.open(source, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise NotAVideo(f"expected a file that can be read: {error.strerror}") from error
         try:
@@ -248,6 +277,10 @@ def _serve(channel: socket.socket, slot_name: str, policy: Policy) -> None:
             if not descriptors:
                 break
             job = json.loads(line)
+            if "live" in job:
+                reply = _follow(channel, descriptors[0], job, slot, policy.bounds)
+                channel.sendall(json.dumps(reply).encode() + b"\n")
+                break
             signal.setitimer(signal.ITIMER_REAL, max(job["limit_s"], 0.001))
             sampling = Sampling.model_validate(job["sampling"])
             reply = _run(descriptors[0], sampling, slot, policy.bounds, job["threads"], accelerator)
@@ -320,6 +353,29 @@ def _run(
             return {"error": UndecodableVideo.code, "detail": detail, "traceback": traceback.format_exc()}
         error = reason
     return {"error": error.code, "detail": error.detail}
+
+
+def _follow(
+    channel: socket.socket, descriptor: int, job: dict[str, Any], slot: SharedMemory, bounds: Bounds
+) -> dict[str, Any]:
+    """Hand over a live stream, picture by picture. What comes last."""
+    sampling, notes = Sampling.model_validate(job["sampling"]), Notes()
+    out = np.ndarray(sampling.clip_shape[1:], np.uint8, slot.buf)
+    try:
+        for time_s in watch(descriptor, sampling, job["live"]["rate"], out, bounds, notes):
+            channel.sendall(json.dumps({"time_s": time_s}).encode() + b"\n")
+            if not channel.recv(len(GO_ON)):
+                raise ConnectionResetError("the parent is gone")
+        return {"warnings": notes.warnings}
+    except ConnectionError:
+        raise
+    except RequestError as error:
+        return {"error": error.code, "detail": error.detail}
+    except MemoryError:
+        return {"error": TooMuchMemory.code, "detail": _LESS_MEMORY}
+    except Exception as unforeseen:
+        detail = f"expected a video, got something that fails with {type(unforeseen).__name__}"
+        return {"error": UndecodableVideo.code, "detail": detail}
 
 
 def _why_undecodable(descriptor: int, bounds: Bounds) -> RequestError | None:

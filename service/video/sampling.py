@@ -79,6 +79,11 @@ class Sampling(BaseModel):
         others = {name: None for names in _PARAMETERS.values() for name in names}
         return self.model_copy(update={"policy": "keyframes", **others})
 
+    def every(self, num_frames: int) -> Self:
+        """Each frame of a clip that has so many, in the same form."""
+        others = {name: None for names in _PARAMETERS.values() for name in names}
+        return self.model_copy(update={"policy": "first", "num_frames": num_frames, **others})
+
     @property
     def clip_shape(self) -> tuple[int, int, int, int]:
         """[time, height, width, channel]."""

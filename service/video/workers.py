@@ -112,10 +112,11 @@ class DecodePool:
         await asyncio.gather(*(decoder.end() for decoder in self._decoders))
         self._decoders.clear()
 
-    async def decode(self, path: Path, sampling: Sampling, deadline: float) -> Decoded:
+    async def decode(self, source: Path | int, sampling: Sampling, deadline: float) -> Decoded:
         """Decode in the next free process.
 
         Args:
+            source: a file, or the descriptor of one that is open.
             deadline: by `time.monotonic()`; past it the process is killed and replaced.
 
         Raises:
@@ -124,10 +125,10 @@ class DecodePool:
         with stage("queue") as queue:
             decoder = await self._take(deadline)
         with stage("decode") as decode:
-            clip = await self._decode(decoder, path, sampling, deadline)
+            clip = await self._decode(decoder, source, sampling, deadline)
         return Decoded(clip, queue.seconds, decode.seconds)
 
-    async def _decode(self, decoder: Decoder, path: Path, sampling: Sampling, deadline: float) -> Clip:
+    async def _decode(self, decoder: Decoder, source: Path | int, sampling: Sampling, deadline: float) -> Clip:
         taken = time.monotonic()
         if taken >= deadline:  # its turn came in the moment in which it was too late to begin
             self._offer(decoder)
@@ -136,7 +137,7 @@ class DecodePool:
         healthy = False
         try:
             async with asyncio.timeout(deadline - taken):
-                clip = await decoder.decode(path, sampling, deadline - taken + GRACE_S, threads)
+                clip = await decoder.decode(source, sampling, deadline - taken + GRACE_S, threads)
             healthy = True
             return clip
         except RequestError:

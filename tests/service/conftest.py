@@ -19,6 +19,7 @@ from fastapi import FastAPI
 
 from service.app import create_app
 from service.engine.classifier import Classifier
+from service.server import websocket_options
 from service.settings import Settings
 from tests.service import onnx_models
 from ttmodels.data.encode import write_video
@@ -121,7 +122,9 @@ def running(settings: Settings) -> Iterator[Service]:
 
     async def serve() -> None:
         async with app.router.lifespan_context(app):
-            config = uvicorn.Config(app, port=0, lifespan="off", log_config=None, access_log=False)
+            config = uvicorn.Config(
+                app, port=0, lifespan="off", log_config=None, access_log=False, **websocket_options(settings)
+            )
             server.append(uvicorn.Server(config))
             task = asyncio.create_task(server[0].serve())
             await eventually(lambda: server[0].started)

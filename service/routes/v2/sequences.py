@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from service.engine.classifier import Classifier
 from service.engine.model import Model
 from service.engine.sequences import Sequence, Sequences
 from service.errors import InvalidInference, RequestError, UnknownModel
+from service.trace import note_model
 
 
 @dataclass(frozen=True)
@@ -60,17 +61,14 @@ def serving(classifier: Classifier, name: str, version: str | None) -> Iterator[
     Raises:
         UnknownModel.
     """
-    model = None
-    try:
-        model = classifier.repository.find(name, version)
-    except UnknownModel:
-        if not classifier.sequences.run_on(name):
-            raise
-    if model is None:
-        yield None
-    else:
-        with model.use():
-            yield model
+    with ExitStack() as held:
+        model = None
+        try:
+            model = held.enter_context(classifier.repository.use(name, version))
+        except UnknownModel:
+            if not classifier.sequences.run_on(name):
+                raise
+        yield model
 
 
 def find(sequences: Sequences, place: Place, name: str, version: str | None) -> Sequence:
@@ -86,6 +84,7 @@ def find(sequences: Sequences, place: Place, name: str, version: str | None) -> 
             f"sequence_id: sequence {place.id!r} runs on {name}/{sequence.model.version}, where it began; got "
             f"version {version}"
         )
+    note_model(name, sequence.model.version, sequence.model.session.provider)
     return sequence
 
 

@@ -79,6 +79,7 @@ def test_codes_and_statuses_are_stable() -> None:
         "method_not_allowed": 405,
         "invalid_inference": 400,
         "model_control_off": 403,
+        "invalid_message": 400,
         "unknown_sequence": 404,
         "sequence_expired": 408,
         "sequence_broken": 409,
