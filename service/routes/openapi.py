@@ -1,12 +1,14 @@
-"""What the interface's description says beside what FastAPI sees by itself: problems, headers, the upload's limit."""
+"""What the interface's description says beside what FastAPI sees by itself: problems, headers, examples, limits."""
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 from fastapi import FastAPI
 
 from service.errors import RateLimited, Unauthorized, UploadTooLarge
+from service.routes import examples
 from service.routes.health import PROBES
 from service.routes.problem import MEDIA_TYPE, is_v2, problems
 from service.routes.v2.schemas import IndexRequest, InferenceRequest
@@ -29,7 +31,7 @@ _SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
 }
-_V2_ERROR = {"application/json": {"schema": {"$ref": "#/components/schemas/InferenceError"}}}
+_V2_ERROR = {"$ref": "#/components/schemas/InferenceError"}
 
 
 def description(max_upload_bytes: int) -> str:
@@ -63,16 +65,27 @@ def install(app: FastAPI, max_upload_bytes: int, *, with_keys: bool = False, wit
             for path, operations in schema["paths"].items():
                 for operation in operations.values():
                     if path not in PROBES:
-                        operation["responses"] |= {str(status): {**about} for status, about in refusals.items()}
+                        operation["responses"] |= {str(status): deepcopy(about) for status, about in refusals.items()}
                         operation["security"] = [{name: []} for name in _SCHEMES] if with_keys else []
                     if is_v2(path) and _NEVER_ANSWERED[0] in str(operation["responses"].get("422")):
                         del operation["responses"]["422"]
                     for status, answer in operation["responses"].items():
-                        if is_v2(path) and MEDIA_TYPE in answer.get("content", {}):
-                            answer["content"] = _V2_ERROR
+                        _exemplify(operation["operationId"], answer.get("content", {}), v2=is_v2(path))
                         answer.setdefault("headers", {})["X-Request-ID"] = _REQUEST_ID
                         if status == str(UploadTooLarge.status) and not is_v2(path):
                             answer["description"] += f" The limit is {max_upload_bytes} bytes."
         return app.openapi_schema or {}
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _exemplify(operation: str, content: dict[str, Any], *, v2: bool) -> None:
+    """Give an answer's content its examples, and an error under /v2 its form."""
+    if MEDIA_TYPE in content:
+        said = content.pop(MEDIA_TYPE)
+        shown = {code: about | {"value": examples.of_error(code, v2=v2)} for code, about in said["examples"].items()}
+        form = {"schema": _V2_ERROR} if v2 else said
+        content["application/json" if v2 else MEDIA_TYPE] = form | {"examples": shown}
+    else:
+        for answer in content.values():
+            answer["examples"] = examples.of_answer(operation)

@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, HTTPConnection
+from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
 from service.errors import InvalidParameter, MethodNotAllowed, NotFound, NotReady, RequestError, Unauthorized
@@ -34,6 +35,7 @@ _HEADERS = {
     429: _RETRY_AFTER,
     503: _RETRY_AFTER,
 }
+_METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 _OF_THE_ROUTER: dict[int, type[RequestError]] = {kind.status: kind for kind in (NotFound, MethodNotAllowed)}
 
 
@@ -56,7 +58,10 @@ def install(app: FastAPI) -> None:
     async def http_error(request: Request, error: HTTPException) -> Response:
         kind = _OF_THE_ROUTER.get(error.status_code, RequestError)
         detail = f"{request.method} {request.url.path}: {error.detail}"
-        return problem(request, error.status_code, kind.code, kind.title, detail, error.headers)
+        headers = dict(error.headers or {})
+        if kind is MethodNotAllowed:
+            headers["Allow"] = ", ".join(_methods(request))
+        return problem(request, error.status_code, kind.code, kind.title, detail, headers)
 
     @app.exception_handler(ClientDisconnect)
     async def client_gone(request: Request, error: ClientDisconnect) -> Response:
@@ -74,6 +79,15 @@ def answer(request: HTTPConnection, error: RequestError) -> Response:
     return problem(request, error.status, error.code, error.title, error.detail, headers)
 
 
+def _methods(request: Request) -> list[str]:
+    """Every method that the path takes; the router itself says only those of the first route that it finds there."""
+    return [
+        method
+        for method in _METHODS
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in request.app.routes)
+    ]
+
+
 def problem(
     request: HTTPConnection, status: int, code: str, title: str, detail: str, headers: Mapping[str, str] | None = None
 ) -> Response:
@@ -81,8 +95,13 @@ def problem(
     kind = _Refusal if _expects_more(request) else Response
     if is_v2(request.url.path):
         return kind(InferenceError(error=detail).model_dump_json(), status, headers, "application/json")
-    request_id = getattr(request.state, "request_id", "")
-    body = Problem(
+    body = described(status, code, title, detail, getattr(request.state, "request_id", ""))
+    return kind(body.model_dump_json(), status, headers, MEDIA_TYPE)
+
+
+def described(status: int, code: str, title: str, detail: str, request_id: str) -> Problem:
+    """A problem's body."""
+    return Problem(
         type=f"urn:ttvideo:error:{code}",
         title=title,
         status=status,
@@ -91,7 +110,6 @@ def problem(
         instance=f"urn:ttvideo:request:{request_id}",
         request_id=request_id,
     )
-    return kind(body.model_dump_json(), status, headers, MEDIA_TYPE)
 
 
 def is_v2(path: str) -> bool:
@@ -143,15 +161,13 @@ def unforeseen(request: Request) -> Response:
 
 
 def problems(*errors: type[RequestError]) -> dict[int | str, dict[str, Any]]:
-    """A route's `responses`: the errors that it may answer, by status."""
-    described: dict[int | str, dict[str, Any]] = {}
+    """A route's `responses`: the errors that it may answer, by status. Their examples are added by `openapi`."""
+    responses: dict[int | str, dict[str, Any]] = {}
     for error in errors:
-        said = described.get(error.status, {}).get("description")
-        line = f"`{error.code}`: {error.title}."
-        described[error.status] = {
-            "description": f"{said} {line}" if said else line,
-            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
-        }
+        content = {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": {}}
+        response = responses.setdefault(error.status, {"description": "", "content": {MEDIA_TYPE: content}})
+        response["description"] = f"{response['description']} `{error.code}`: {error.title}.".lstrip()
+        response["content"][MEDIA_TYPE]["examples"][error.code] = {"summary": error.title}
         if error.status in _HEADERS:
-            described[error.status]["headers"] = _HEADERS[error.status]
-    return described
+            response["headers"] = _HEADERS[error.status]
+    return responses

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
 from service.engine.repository import State
 from service.engine.signature import Datatype
@@ -153,7 +153,7 @@ class StatisticsList(_Body):
 class IndexRequest(_Body):
     """Which models to list."""
 
-    ready: bool = False
+    ready: StrictBool = False
     """Only those that are served."""
 
 

@@ -40,22 +40,31 @@ async def update_log_settings(request: Request) -> Parameters:
 
 
 @router.get("/trace/setting", name="trace_settings")
-@router.get("/models/{name}/trace/setting", name="model_trace_settings", responses=problems(UnknownModel))
-async def trace_settings(request: Request, name: str | None = None) -> Parameters:
+async def trace_settings() -> Parameters:
     """No request is traced in the protocol's way."""
-    classifier: Classifier = request.app.state.classifier
-    if name is not None:
-        classifier.repository.find(name)
     return {"trace_level": ["OFF"], "trace_rate": "0", "trace_count": "0", "log_frequency": "0", "trace_file": ""}
 
 
 @router.post("/trace/setting", name="update_trace_settings", openapi_extra=ANY_JSON, responses=_ERRORS)
+async def update_trace_settings(request: Request) -> Parameters:
+    """The same, where nothing is to change; an error where something is."""
+    return await _unchanged(request, await trace_settings(), "requests are not traced")
+
+
+@router.get("/models/{name}/trace/setting", name="model_trace_settings", responses=problems(UnknownModel))
+async def model_trace_settings(request: Request, name: str) -> Parameters:
+    """No request to the model is traced in the protocol's way."""
+    classifier: Classifier = request.app.state.classifier
+    classifier.repository.find(name)
+    return await trace_settings()
+
+
 @router.post(
     "/models/{name}/trace/setting", name="update_model_trace_settings", openapi_extra=ANY_JSON, responses=_MODEL_ERRORS
 )
-async def update_trace_settings(request: Request, name: str | None = None) -> Parameters:
+async def update_model_trace_settings(request: Request, name: str) -> Parameters:
     """The same, where nothing is to change; an error where something is."""
-    return await _unchanged(request, await trace_settings(request, name), "requests are not traced")
+    return await _unchanged(request, await model_trace_settings(request, name), "requests are not traced")
 
 
 async def _unchanged(request: Request, there: Parameters, why: str) -> Parameters:
