@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import re
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -47,10 +45,12 @@ class Resources:
     runs: int = 1
     max_batch: int = 1
     device: Device = field(default_factory=Device)
-    places: threading.Semaphore = field(init=False)
+    places: SimpleQueue[None] = field(default_factory=SimpleQueue, init=False)
+    """One for each run: a semaphore at a fraction of its cost."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "places", threading.Semaphore(self.runs))
+        for _ in range(self.runs):
+            self.places.put(None)
 
 
 class Session:
@@ -123,6 +123,7 @@ class Session:
         self.signature: Signature = signature(self.manifest)
         self.states = self.manifest.states if isinstance(self.manifest, Manifest) else ()
         check(self._session, self.signature, self.path)
+        self._names = [tensor.name for tensor in self.signature.outputs]
         self._options = onnxruntime.RunOptions()
         self.num_nodes = nodes_by_provider(self._session)
         """By ONNX Runtime's name of the provider."""
@@ -172,11 +173,18 @@ class Session:
             OutOfMemory: there is not the memory for this batch; a smaller one may do.
         """
         options = self._options = onnxruntime.RunOptions()
-        with self._resources.places, _memory_errors():
+        self._resources.places.get()
+        try:
             if self._bound is not None:
                 return self._bound.run(inputs, options)
-            names = [tensor.name for tensor in self.signature.outputs]
-            return dict(zip(names, map(np.asarray, self._session.run(names, inputs, options)), strict=True))
+            outputs = self._session.run(self._names, inputs, options)
+            return dict(zip(self._names, map(np.asarray, outputs), strict=True))
+        except Exception as error:
+            if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
+                raise OutOfMemory("expected memory for a run of the model, there is not enough") from error
+            raise
+        finally:
+            self._resources.places.put(None)
 
     def run_in_parts(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """`run_tensors`, in halves where there is not the memory for all rows at once.
@@ -252,16 +260,6 @@ class Session:
             if not np.isfinite(outputs["logits"]).all():
                 raise InvalidModel(f"{self.path}: expected finite logits for zeros, got {outputs['logits'].tolist()}")
         return time.perf_counter() - started
-
-
-@contextlib.contextmanager
-def _memory_errors() -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
-            raise OutOfMemory("expected memory for a run of the model, there is not enough") from error
-        raise
 
 
 def _sizes(inputs: dict[str, np.ndarray]) -> str:
