@@ -25,6 +25,9 @@ from service.spans import from_environment
 log = logging.getLogger(__name__)
 
 BACKLOG = 1024
+KEEP_ALIVE_S = 75
+"""How long a connection stays open between two requests: longer than proxies keep theirs, and than Retry-After has a
+client wait, so that it is not this side that closes just when a request comes."""
 SHUTDOWN_GRACE_S = 3
 """Past the deadline of a clip by this much a shutdown waits for clients to take their answers."""
 
@@ -49,6 +52,7 @@ async def serve(settings: Settings) -> None:
                 access_log=False,
                 server_header=False,
                 backlog=BACKLOG,
+                timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=SHUTDOWN_GRACE_S,
                 **websocket_options(settings),
             )
