@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -50,7 +51,7 @@ def from_environment() -> Spans | None:
 
 
 def _provider() -> TracerProvider:
-    from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+    from opentelemetry.sdk.resources import SERVICE_NAME, OTELResourceDetector, Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
 
@@ -69,8 +70,9 @@ def _provider() -> TracerProvider:
         exporter = OTLPSpanExporter()
     else:
         raise ValueError(f"expected OTEL_TRACES_EXPORTER to be otlp, console or none, got {kind!r}")
-    resource = Resource({SERVICE_NAME: "ttvideo", "service.version": __version__}).merge(Resource.create())
-    provider = TracerProvider(resource=resource)
+    name = OTELResourceDetector().detect().attributes.get(SERVICE_NAME, "ttvideo")
+    resource = Resource.create({SERVICE_NAME: name, "service.version": __version__})
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(exporter))
     return provider
 
@@ -113,9 +115,10 @@ class Spans:
         span.end(ended)
 
     def close(self) -> None:
-        """Send what is left. Blocks."""
-        self._provider.force_flush(int(1e3 * CLOSE_S))
-        self._provider.shutdown()
+        """Send what is left. Blocks, but no longer than `CLOSE_S`: a collector that is not there is not waited for."""
+        last = threading.Thread(target=self._provider.shutdown, daemon=True)
+        last.start()
+        last.join(CLOSE_S)
 
 
 class RequestSpan:

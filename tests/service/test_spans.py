@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -18,6 +25,7 @@ from service.settings import Settings
 from service.spans import Spans, asked_for, from_environment
 from tests.service import conftest
 from tests.service.conftest import Service, wait_until
+from tests.serving import served
 
 TRACE_ID, PARENT_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TRACEPARENT = {"traceparent": f"00-{TRACE_ID}-{PARENT_ID}-01"}
@@ -120,6 +128,56 @@ def test_what_cannot_be_had_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pyt
     assert from_environment() is None
     assert "is not installed" in caplog.text
     assert spans.INSTALL in caplog.text
+
+
+def test_a_collector_that_hangs_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    provider, never = TracerProvider(shutdown_on_exit=False), threading.Event()
+    monkeypatch.setattr(provider, "shutdown", never.wait)
+    monkeypatch.setattr(spans, "CLOSE_S", 0.05)
+    Spans(provider).close()
+    never.set()
+
+
+@pytest.fixture
+def collector() -> Iterator[tuple[str, list[bytes]]]:
+    """An address, and the bodies that were sent to its /v1/traces."""
+    bodies: list[bytes] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            bodies.append(gzip.decompress(body) if self.headers["content-encoding"] == "gzip" else body)
+            self.send_response(200 if self.path == "/v1/traces" else 404)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", bodies
+        server.shutdown()
+        thread.join()
+
+
+def test_a_collector_gets_them(
+    collector: tuple[str, list[bytes]], clips: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, bodies = collector
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", url)
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test")
+    with served() as (process, address, _):
+        files = {"file": clips["red"].read_bytes()}
+        assert httpx.post(f"{address}/classify", files=files, headers=TRACEPARENT, timeout=60).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    sent = [ExportTraceServiceRequest.FromString(body).resource_spans[0] for body in bodies]
+    told = {attribute.key: attribute.value.string_value for attribute in sent[0].resource.attributes}
+    assert (told["service.name"], told["deployment.environment.name"]) == ("ttvideo", "test")
+    whole = [span for part in sent for scope in part.scope_spans for span in scope.spans]
+    assert sorted(span.name for span in whole) == ["POST /classify", "decode", "infer", "queue", "upload"]
+    assert {span.trace_id.hex() for span in whole} == {TRACE_ID}
 
 
 def test_nothing_of_it_is_imported_unasked() -> None:
