@@ -44,7 +44,8 @@ class Observe:
         trace = Trace(given if _HARMLESS.fullmatch(given) else uuid.uuid4().hex)
         method = scope.get("method", "WEBSOCKET")
         span = self.spans.begin(method, headers, trace) if self.spans else None
-        trace.observe = lambda stage: self._stage(stage, span)
+        if scope["type"] == "http":  # a live stream has a stage for each of its pictures
+            trace.observe = lambda stage: self._stage(stage, span)
         state = scope.setdefault("state", {})
         state["request_id"] = trace.request_id
         status = 0

@@ -38,6 +38,8 @@ async def serve(settings: Settings) -> None:
     Raises:
         StartError: the port, a model or a provider cannot be had.
     """
+    # uvicorn complains of every WebSocket that is refused by an HTTP answer, though it has sent that.
+    logging.getLogger("uvicorn.error").addFilter(lambda record: "completing handshake" not in record.getMessage())
     with listen(settings.host, settings.port) as listener:
         app = create_app(settings, from_environment())
         # The lifespan is entered here and not by uvicorn, so that a StartError arrives as it is.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,13 +11,15 @@ from typing import Any
 import httpx
 import pytest
 from starlette.types import Message
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from service import access
 from service.access import Access, RateLimit
 from service.keys import Keys
 from service.routes.health import PROBES
 from service.settings import Settings
-from tests.service.conftest import Service, running
+from tests.service.conftest import Service, running, wait_until
 from tests.service.routes.test_problem import check_problem
 
 ALICE, BOB = "alices-secret-key-0001", "bobs-secret-key-000002"
@@ -218,6 +221,20 @@ async def test_a_websocket_is_refused_properly(extensions: dict[str, Any], anyio
     else:
         assert [(message["type"], message["code"]) for message in sent] == [("websocket.close", 1008)]
     assert scope["state"]["code"] == "unauthorized"  # type: ignore[index]
+
+
+def test_a_websocket_needs_a_key_too(locked: Service, caplog: pytest.LogCaptureFixture) -> None:
+    url = locked.url.replace("http", "ws") + "/stream"
+    with pytest.raises(InvalidStatus) as caught, connect(url):
+        pytest.fail("it was let in")
+    refusal = caught.value.response
+    assert refusal.status_code == 401
+    assert refusal.headers["www-authenticate"] == 'Bearer realm="ttvideo"'
+    assert json.loads(refusal.body or b"")["code"] == "unauthorized"
+    with caplog.at_level("INFO", "service.access"), connect(url, additional_headers={"X-API-Key": BOB}) as opened:
+        assert json.loads(opened.recv())["code"] == "not_for_pieces"
+        wait_until(lambda: "WEBSOCKET /stream 101" in caplog.text, "its line is written")
+    assert "key=bob" in caplog.text
 
 
 @pytest.fixture

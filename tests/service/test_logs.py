@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from tests.serving import served
 
@@ -21,6 +24,8 @@ def ask(url: str, clip: Path, key: str) -> None:
     assert httpx.post(f"{url}/classify", files=files, headers=headers, timeout=60).status_code == 200
     assert httpx.get(f"{url}/model?model=secret", headers=headers).status_code == 404
     assert httpx.get(f"{url}/secret", headers=headers | {"X-API-Key": "secret"}).status_code == 401
+    with pytest.raises(InvalidStatus, match="401"), connect(url.replace("http", "ws") + "/stream?secret"):
+        pytest.fail("it was let in")
 
 
 def run(tmp_path: Path, clip: Path, *arguments: str) -> list[str]:
@@ -39,7 +44,7 @@ def run(tmp_path: Path, clip: Path, *arguments: str) -> list[str]:
 
 def test_lines_for_people(tmp_path: Path, clips: dict[str, Path]) -> None:
     lines = [line for line in run(tmp_path, clips["red"]) if " service.access: " in line]
-    assert len(lines) == 3
+    assert len(lines) == 4
     said = [line.split(" service.access: ")[1] for line in lines]
     stages = r"upload=[\d.]+ queue=[\d.]+ decode=[\d.]+ infer=[\d.]+"
     model = r"key=alice model=moving_digits/1 provider=cpu"
@@ -54,7 +59,9 @@ def test_lines_of_json(tmp_path: Path, clips: dict[str, Path]) -> None:
         assert line.keys() >= {"time", "level", "logger", "message"}
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line["time"])
     of_requests = [line for line in lines if line["logger"] == "service.access"]
-    assert [line["request_id"] for line in of_requests] == ["mine"] * 3
+    assert [line["request_id"] for line in of_requests[:3]] == ["mine"] * 3
+    assert [of_requests[3][name] for name in ("method", "status", "code")] == ["WEBSOCKET", 401, "unauthorized"]
+    assert "error" not in {line["level"] for line in lines}
     first = of_requests[0]
     told = {name: first[name] for name in ("method", "route", "status", "code", "key", "model", "provider")}
     assert told == {
