@@ -18,6 +18,8 @@ from service.video.probe import CONTAINERS
 DESCRIPTION = """\
 Upload a video of at most {max_upload_bytes} bytes ({mebibytes:g} MiB), as one of {containers}.
 
+Live video goes to the WebSocket /stream, which this description has no words for; the README has.
+
 Errors are problems of RFC 9457 with a stable `code`; under /v2, which is the Open Inference Protocol, they are its
 `{{"error": ...}}`. Every answer carries an X-Request-ID: the request's own, where it
 is harmless, else a new one; the service's log holds a line under it.

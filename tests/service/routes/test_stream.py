@@ -32,6 +32,7 @@ from tests.made import random_classifier, tiny_config
 from tests.service.conftest import PATIENCE_S, Service, coloured_frames, lives, running, wait_until
 from tests.service.engine import streaming
 from tests.service.engine.streaming import logits_over_time
+from tests.serving import served
 from ttmodels import checkpoint
 from ttmodels.checkpoint import Progress
 from ttmodels.config import TrainConfig
@@ -461,3 +462,19 @@ def test_a_key_is_asked_for_before_the_socket_is_opened(folder: Path) -> None:
         headers = {"Authorization": "Bearer 0123456789abcdef"}
         with connect(f"{url}/stream?model=sums", additional_headers=headers) as socket:
             assert hear(socket)["type"] == "ready"
+
+
+@pytest.mark.slow
+def test_sigterm_tells_every_stream_and_ends_the_process(folder: Path, tmp_path: Path) -> None:
+    picture, *_ = write(tmp_path / "clip.mkv", moving(1), "mjpeg")
+    with served("--models", folder, "--default-model", "moving_digits") as (process, url, _):
+        address = f"{url.replace('http:', 'ws:')}/stream?model=sums"
+        with connect(address) as pictures, connect(f"{address}&format=encoded") as encoded:
+            hear(pictures)
+            hear(encoded)
+            pictures.send(picture)
+            assert hear(pictures)["index"] == 0
+            process.terminate()
+            assert refused(pictures, "not_ready", 1012)["num_steps"] == 1
+            refused(encoded, "not_ready", 1012)
+        assert process.wait(PATIENCE_S) == 0
