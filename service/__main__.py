@@ -54,6 +54,8 @@ def main(argv: list[str] | None = None) -> int:
                     top_k=arguments.top_k,
                     model=arguments.model,
                     version=arguments.version,
+                    window_s=arguments.window_s,
+                    stride_s=arguments.stride_s,
                     as_json=arguments.json,
                 )
             )
@@ -88,7 +90,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--max-queue-delay-ms", type=float, help="how long the first clip of a batch waits for company (0)"
     )
-    parser.add_argument("--max-upload-bytes", type=int, help="largest video; a larger one is answered 413 (268435456)")
+    parser.add_argument(
+        "--max-upload-bytes", type=int, help="of all files of a request; more is answered 413 (268435456)"
+    )
+    parser.add_argument("--max-files", type=int, help="videos in one request (16)")
+    parser.add_argument(
+        "--max-spool-bytes", type=int, help="of all uploads under way; more is answered 507 (4294967296)"
+    )
+    parser.add_argument(
+        "--min-upload-rate",
+        type=float,
+        help="bytes a second that an upload must bring after --upload-timeout-s; else it is 408 (1000)",
+    )
     parser.add_argument("--max-tensor-bytes", type=int, help="largest body of an inference request (67108864)")
     parser.add_argument(
         "--model-control",
@@ -137,12 +150,15 @@ def _parser() -> argparse.ArgumentParser:
     classify.add_argument(
         "--json",
         action="store_true",
-        help='one JSON object a line and file: {"file": FILE, "classification": what the server answers} or '
+        help='one JSON object a line and file: {"file": FILE, "classification": what the server answers}, '
+        '{"file": FILE, "timeline": what the server answers} or '
         '{"file": FILE, "error": {"type", "title", "status", "detail", "code"}}',
     )
     classify.add_argument("--top-k", type=int, help="labels to show")
     classify.add_argument("--model", help="a model's name")
     classify.add_argument("--version", help="a model's version")
+    classify.add_argument("--window-s", type=float, help="seconds of a window: a timeline, one line a span")
+    classify.add_argument("--stride-s", type=float, help="seconds from the start of a window to the next (--window-s)")
     # The defaults are left to the parser above: an option given before the command must not be undone by it.
     _add_model_options(classify, default=argparse.SUPPRESS)
     return parser
@@ -166,6 +182,7 @@ def _add_model_options(parser: argparse.ArgumentParser, **default: Any) -> None:
     parser.add_argument("--max-pixels", type=int, help="width x height of a video's pictures (36000000)", **default)
     parser.add_argument("--max-duration-s", type=float, help="seconds that a video lasts (600)", **default)
     parser.add_argument("--max-frames", type=int, help="pictures in a video (36000)", **default)
+    parser.add_argument("--max-windows", type=int, help="windows in a video's timeline (1000)", **default)
     parser.add_argument("--max-streams", type=int, help="streams in a file (64)", **default)
     parser.add_argument(
         "--sandbox",

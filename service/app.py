@@ -17,7 +17,6 @@ from service.keys import Keys
 from service.metrics import Metrics
 from service.middleware import Observe
 from service.routes import classify, health, metrics, model, openapi, problem, stream, v2
-from service.routes.upload import check_spool
 from service.routes.v2.infer import HEADER
 from service.settings import Settings
 from service.spans import Spans
@@ -38,8 +37,8 @@ def create_app(settings: Settings, spans: Spans | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        check_spool(settings.spool_dir)
         classifier = app.state.classifier = Classifier(settings, series)
+        classifier.spool.check()
         await classifier.start()
         try:
             yield

@@ -7,16 +7,18 @@ import contextlib
 import json
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
 
-from service.engine.classifier import Classifier, check_top_k
-from service.errors import EmptyUpload, RequestError, StartError
-from service.schemas import Classification
+from service.engine.classifier import Classifier, Video, question
+from service.errors import EmptyUpload, NoRoom, RequestError, StartError
+from service.schemas import Classification, Timeline
 from service.settings import Settings
+from service.spool import Spool, SpoolFile
+
+Outcome = Classification | Timeline | RequestError
 
 STDIN = Path("-")
 
@@ -28,6 +30,8 @@ async def classify(
     top_k: int | None = None,
     model: str | None = None,
     version: str | None = None,
+    window_s: float | None = None,
+    stride_s: float | None = None,
     as_json: bool = False,
 ) -> int:
     """Classify files, `-` being the standard input; print an answer or an error for each, in their order.
@@ -36,25 +40,24 @@ async def classify(
         Exit code: 0, or 1 where any file failed.
 
     Raises:
-        StartError: the service cannot start, or there is no such model or top_k.
+        StartError: the service cannot start, there is no such model, or it cannot be asked so.
     """
-    with _spooled(paths, settings.spool_dir) as files:
-        classifier = Classifier(settings)
+    classifier = Classifier(settings)
+    with _spooled(paths, classifier.spool) as files:
         await classifier.start()
-        tasks: list[asyncio.Task[Classification | RequestError]] = []
+        tasks: list[asyncio.Task[Outcome]] = []
         try:
             try:
                 chosen = classifier.repository.find(model, version)
-                num_labels = check_top_k(top_k, chosen)
+                asked = question(chosen, settings, top_k=top_k, window_s=window_s, stride_s=stride_s)
             except RequestError as error:
                 raise StartError(error.detail) from error
             places = asyncio.Semaphore(2 * classifier.pool.num_workers)
 
-            async def answer(path: Path) -> Classification | RequestError:
+            async def answer(file: Path | SpoolFile) -> Outcome:
                 async with places:
                     try:
-                        file, size = _find(path)
-                        return await classifier.classify(file, chosen, top_k=num_labels, upload_bytes=size)
+                        return await classifier.answer(_video(file), asked)
                     except RequestError as error:
                         return error
 
@@ -83,51 +86,58 @@ class FileMissing(RequestError):
 
 
 @contextlib.contextmanager
-def _spooled(paths: list[Path], spool_dir: Path | None) -> Iterator[list[Path]]:
+def _spooled(paths: list[Path], spool: Spool) -> Iterator[list[Path | SpoolFile]]:
     """The paths, with a file that holds all of the standard input in place of `-`."""
     if STDIN not in paths:
-        yield paths
+        yield list(paths)
         return
-    try:
-        spool = tempfile.NamedTemporaryFile(prefix="ttvideo-", dir=spool_dir)  # noqa: SIM115
-    except OSError as error:
-        raise StartError(f"expected a folder that can be written at {spool_dir}: {error.strerror}") from error
-    with spool:
-        shutil.copyfileobj(sys.stdin.buffer, spool)
-        spool.flush()
-        yield [Path(spool.name) if path == STDIN else path for path in paths]
+    spool.check()
+    with spool.file() as file:
+        try:
+            shutil.copyfileobj(sys.stdin.buffer, file)
+        except NoRoom as error:
+            raise StartError(error.detail) from error
+        yield [file if path == STDIN else path for path in paths]
 
 
-def _find(path: Path) -> tuple[Path, int]:
-    """The file's absolute path and its size."""
-    if not path.is_file():
-        found = "a folder" if path.is_dir() else "not a regular file" if path.exists() else "none"
+def _video(file: Path | SpoolFile) -> Video:
+    """The file by its absolute path, or its descriptor."""
+    source: Path | int
+    if isinstance(file, SpoolFile):
+        source, size = file.descriptor, file.num_bytes
+    elif file.is_file():
+        source, size = file.resolve(), file.stat().st_size
+    else:
+        found = "a folder" if file.is_dir() else "not a regular file" if file.exists() else "none"
         raise FileMissing(f"expected a file, found {found}")
-    size = path.stat().st_size
     if not size:
         raise EmptyUpload("expected a video, got 0 bytes")
-    return path.resolve(), size
+    return Video(source, size)
 
 
-def _show(path: Path, result: Classification | RequestError, as_json: bool) -> None:
+def _show(path: Path, result: Outcome, as_json: bool) -> None:
     if as_json:
         print(_json(path, result), flush=True)
         return
-    print(_line(path, result), flush=True)
-    if isinstance(result, Classification):
+    for line in _lines(result):
+        print(f"{path}: {line}", flush=True)
+    if not isinstance(result, RequestError):
         for warning in result.clip.warnings:
             print(f"{path}: warning: {warning}", file=sys.stderr)
 
 
-def _json(path: Path, result: Classification | RequestError) -> str:
+def _json(path: Path, result: Outcome) -> str:
     if isinstance(result, RequestError):
         names = ("type", "title", "status", "detail", "code")
         return json.dumps({"file": str(path), "error": {name: getattr(result, name) for name in names}})
-    return json.dumps({"file": str(path), "classification": result.model_dump(mode="json")})
+    kind = "timeline" if isinstance(result, Timeline) else "classification"
+    return json.dumps({"file": str(path), kind: result.model_dump(mode="json")})
 
 
-def _line(path: Path, result: Classification | RequestError) -> str:
+def _lines(result: Outcome) -> list[str]:
     if isinstance(result, RequestError):
-        return f"{path}: {result.title}: {result.detail}"
+        return [f"{result.title}: {result.detail}"]
+    if isinstance(result, Timeline):
+        return [f"{span.from_s:.2f} to {span.to_s:.2f} s: {span.label} {span.probability:.3f}" for span in result.spans]
     others = ", ".join(f"{other.label} {other.probability:.3f}" for other in result.top_k[1:])
-    return f"{path}: {result.label} {result.probability:.3f}{f' ({others})' if others else ''}"
+    return [f"{result.label} {result.probability:.3f}{f' ({others})' if others else ''}"]

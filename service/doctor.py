@@ -240,9 +240,9 @@ def _decoder(settings: Settings) -> Found:
 
 
 def _spool(settings: Settings) -> Found:
-    from service.routes.upload import check_spool
+    from service.spool import Spool
 
-    check_spool(settings.spool_dir)
+    Spool(settings.spool_dir, settings.max_spool_bytes).check()
     where = Path(settings.spool_dir or tempfile.gettempdir())
     free = shutil.disk_usage(where).free
     room = f"{where} can be written, {free >> 20} MiB free"

@@ -204,6 +204,18 @@ class RateLimited(RequestError):
     title = "Too many requests came from one caller"
 
 
+class TooManyFiles(RequestError):
+    status = 422
+    code = "too_many_files"
+    title = "The request holds too many files"
+
+
+class TooManyWindows(RequestError):
+    status = 422
+    code = "too_many_windows"
+    title = "The video's timeline has too many windows"
+
+
 class Busy(RequestError):
     status = 503
     code = "busy"

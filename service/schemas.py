@@ -51,7 +51,7 @@ class ModelName(_Body):
     """Where it ran."""
 
 
-class ClipFacts(_Body):
+class VideoFacts(_Body):
     """What was found in the upload. Times are seconds from the first picture."""
 
     upload_bytes: int
@@ -75,11 +75,7 @@ class ClipFacts(_Body):
     mirrored: bool
     """Whether the file asks for left and right to be exchanged before that, which was done."""
     num_frames_used: int
-    """How many different pictures the model saw; fewer than `times_s` has where a short clip repeats some."""
-    times_s: list[float]
-    """When each frame that the model saw is shown. A time stands here twice where its picture was taken twice."""
-    pts_s: list[float]
-    """The same by the file's own clock, which need not start at 0."""
+    """How many different pictures the model saw; fewer than it has frames where a short clip repeats some."""
     exact: bool
     """Whether each frame is the one that the model's sampling names, bit for bit as if every picture had been decoded.
     False where keyframes near them were taken instead, as the model asks."""
@@ -87,6 +83,15 @@ class ClipFacts(_Body):
     """What went otherwise than a player would expect, in words: the file breaks off, broken packets were skipped, the
     header counts other than the stream, the frame rate varies, the pictures were turned or mirrored as the file asks.
     Empty where there is nothing to say."""
+
+
+class ClipFacts(VideoFacts):
+    """What was found in the upload, and which of its frames the model saw. Times are seconds from the first picture."""
+
+    times_s: list[float]
+    """When each frame that the model saw is shown. A time stands here twice where its picture was taken twice."""
+    pts_s: list[float]
+    """The same by the file's own clock, which need not start at 0."""
 
 
 class StageTimes(_Body):
@@ -97,9 +102,10 @@ class StageTimes(_Body):
     queue: float
     """Waiting for a free decoder."""
     decode: float
-    """Probing, decoding and resizing."""
+    """Probing, decoding and resizing. Of a timeline, what of it the service waited for beside `infer`: both go on at
+    once."""
     infer: float
-    """Waiting for the batch and running it."""
+    """Waiting for the batch and running it; of a timeline, for all windows."""
     total: float
     """From the first byte of the body to the answer."""
 
@@ -120,6 +126,106 @@ class Classification(_Body):
     model: ModelName
     clip: ClipFacts
     times_ms: StageTimes
+
+
+class Window(_Body):
+    """A part of a video, classified as a clip of its own: the model's state begins anew with each."""
+
+    from_s: float
+    """Where it begins, in seconds from the video's first picture."""
+    to_s: float
+    """Where it ends."""
+    label: str
+    """The likeliest label."""
+    probability: float
+    """That label's."""
+    top_k: list[ScoredLabel]
+    """The likeliest labels, best first."""
+    probabilities: list[float]
+    """Those of all labels, in the order of `labels`."""
+    times_s: list[float]
+    """When each frame that the model saw is shown, in seconds from the video's first picture."""
+    pts_s: list[float]
+    """The same by the file's own clock."""
+
+
+class Span(_Body):
+    """Neighbouring windows that have one label. Spans follow each other without a gap; where their windows overlap, the
+    border is half way between the middles of the two windows that meet there."""
+
+    label: str
+    """The likeliest label of each of its windows."""
+    from_s: float
+    """Where it begins, in seconds from the video's first picture."""
+    to_s: float
+    """Where it ends."""
+    probability: float
+    """The mean of what its windows give the label."""
+
+
+class Timeline(_Body):
+    """What a video shows from moment to moment.
+
+    The first window begins with the first picture, each further one `stride_s` later; the last is moved back so that it
+    ends with the video. A video that is shorter than a window is one window.
+    """
+
+    spans: list[Span]
+    """Windows of one label merged, from the first picture to the end."""
+    windows: list[Window]
+    """What the spans are made of."""
+    window_s: float
+    """As asked for."""
+    stride_s: float
+    """As asked for, or `window_s`."""
+    labels: list[str]
+    """All labels of the model, in its own order."""
+    model: ModelName
+    clip: VideoFacts
+    times_ms: StageTimes
+
+
+_CODES = "Stable, and meant for programs:\n" + "\n".join(
+    f"- `{kind.code}` ({kind.status}): {kind.title}." for kind in BY_CODE.values()
+)
+
+
+class Problem(_Body):
+    """An error, as RFC 9457 has it; `code` is stable and meant for programs."""
+
+    type: str
+    """`urn:ttvideo:error:` and the code."""
+    title: str
+    """What happened, in words that are the same for every occurrence of the code."""
+    status: int
+    """The HTTP status."""
+    detail: str
+    """What was expected, and what came."""
+    code: Annotated[str, Field(description=_CODES, json_schema_extra={"enum": list(BY_CODE)})]
+    instance: str
+    """`urn:ttvideo:request:` and the request's id."""
+    request_id: str
+    """As in the header X-Request-ID and in the service's log."""
+
+
+class FileResult(_Body):
+    """What became of one of several files."""
+
+    index: int
+    """Of the file among those of the request, from 0."""
+    file_name: str | None
+    """What the client calls it, its last part, without what cannot be printed; null where it has no name."""
+    answer: Classification | Timeline | None
+    """As for a file alone; null where there is a problem."""
+    problem: Problem | None
+    """Why there is no answer; else null."""
+
+
+class Results(_Body):
+    """Answers for several files."""
+
+    results: list[FileResult]
+    """In the order of the request."""
 
 
 class ModelInfo(_Body):
@@ -186,29 +292,6 @@ class Index(_Body):
     """Of the service."""
     links: dict[str, str]
     """Paths by name."""
-
-
-_CODES = "Stable, and meant for programs:\n" + "\n".join(
-    f"- `{kind.code}` ({kind.status}): {kind.title}." for kind in BY_CODE.values()
-)
-
-
-class Problem(_Body):
-    """An error, as RFC 9457 has it; `code` is stable and meant for programs."""
-
-    type: str
-    """`urn:ttvideo:error:` and the code."""
-    title: str
-    """What happened, in words that are the same for every occurrence of the code."""
-    status: int
-    """The HTTP status."""
-    detail: str
-    """What was expected, and what came."""
-    code: Annotated[str, Field(description=_CODES, json_schema_extra={"enum": list(BY_CODE)})]
-    instance: str
-    """`urn:ttvideo:request:` and the request's id."""
-    request_id: str
-    """As in the header X-Request-ID and in the service's log."""
 
 
 class InferenceError(_Body):

@@ -45,14 +45,23 @@ class Settings(BaseSettings):
     """Whether runs are recorded as CUDA graphs: `auto` where a model allows it, `on` or the model is refused, `off`."""
 
     max_upload_bytes: Annotated[int, Field(ge=1)] = 256 * 1024 * 1024
+    """All files of a request together."""
+    max_files: Annotated[int, Field(ge=1)] = 16
+    """Videos in one request."""
+    max_windows: Annotated[int, Field(ge=1)] = 1000
+    """Of a video's timeline."""
     max_tensor_bytes: Annotated[int, Field(ge=1)] = 64 * 1024 * 1024
     """The body of an inference request under /v2, as it comes and decompressed."""
     upload_timeout_s: Annotated[float, Field(gt=0)] = 10.0
     """The longest wait for the next piece of a body; past it the upload is answered 408."""
+    min_upload_rate: Annotated[float, Field(ge=0)] = 1000.0
+    """Bytes a second that a body must bring on average, after the first `upload_timeout_s`; else it is answered 408."""
     deadline_s: Annotated[float, Field(gt=0)] = 30.0
     """From the end of the upload to the answer."""
     spool_dir: Path | None = None
     """Where uploads wait to be decoded; the system's temporary folder without it."""
+    max_spool_bytes: Annotated[int, Field(ge=1)] = 4 * 1024 * 1024 * 1024
+    """Of all uploads there together; one more is answered 507."""
 
     max_pixels: Annotated[int, Field(ge=1)] = Bounds.max_pixels
     """Width times height of a video's pictures."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -16,11 +17,13 @@ class Admission:
 
     Args:
         limit: clips under way; one more is `Busy`.
+        min_rate: bytes a second that an upload must bring on average.
         clock: seconds.
     """
 
-    def __init__(self, limit: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, limit: int, min_rate: float = 0.0, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.limit = limit
+        self.min_rate = min_rate
         self._clock = clock
         self.in_flight = 0
         self.draining = False
@@ -59,18 +62,25 @@ class Admission:
                 self._idle.set()
 
     @asynccontextmanager
-    async def upload(self, timeout_s: float) -> AsyncIterator[Callable[[], None]]:
-        """The part of a clip's stay in which its body comes in. Gives what is to be called on each piece.
+    async def upload(self, timeout_s: float) -> AsyncIterator[Callable[[int], None]]:
+        """The part of a clip's stay in which its body comes in. Gives what is to be called with the size of each
+        piece.
 
         Raises:
-            UploadTimeout: no piece for `timeout_s`.
+            UploadTimeout: no piece for `timeout_s`, or after so long less than `min_rate`: a byte now and then keeps no
+                place.
             NotReady: draining began.
         """
         loop = asyncio.get_running_loop()
+        started = last = loop.time()
+        received = 0
 
-        def came() -> None:
+        def came(num_bytes: int) -> None:
+            nonlocal last, received
+            last, received = loop.time(), received + num_bytes
             if not self.draining:
-                patience.reschedule(loop.time() + timeout_s)
+                slowest_s = received / self.min_rate if self.min_rate else math.inf
+                patience.reschedule(timeout_s + min(last, started + slowest_s))
 
         try:
             async with asyncio.timeout(timeout_s) as patience:
@@ -82,7 +92,10 @@ class Admission:
         except TimeoutError:
             if self.draining:
                 raise self._shutting_down() from None
-            raise UploadTimeout(f"expected the next piece of the body within {timeout_s:g} s, got none") from None
+            expected = f"the next piece of the body within {timeout_s:g} s, got none"
+            if (now := loop.time()) < last + timeout_s:
+                expected = f"{self.min_rate:g} bytes of the body a second, got {received} in {now - started:.1f} s"
+            raise UploadTimeout(f"expected {expected}") from None
 
     async def drain(self) -> None:
         """Admit no more, end what is still being uploaded, and wait for the rest."""

@@ -5,27 +5,32 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from pydantic import ValidationError
 
 from service import __version__
 from service.cores import plan_cores
+from service.engine import answers
 from service.engine.admission import Admission
-from service.engine.batcher import Inference
 from service.engine.model import Model
 from service.engine.repository import Repository
 from service.engine.sequences import Sequences
-from service.engine.session import probabilities
 from service.errors import InvalidParameter
 from service.manifest import Manifest
 from service.metrics import Metrics
-from service.schemas import Classification, ClipFacts, ModelName, ScoredLabel, StageTimes, Step
+from service.schemas import Classification, Timeline, Window
 from service.settings import Settings
+from service.spool import Spool
+from service.video.assembly import WindowInfo
 from service.video.process import prepare
+from service.video.sampling import Sampling
 from service.video.streaming import LiveDecoders
-from service.video.workers import Decoded, DecodePool
+from service.video.windows import Windowing
+from service.video.workers import DecodePool
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +43,8 @@ class Classifier:
     def __init__(self, settings: Settings, metrics: Metrics | None = None) -> None:
         self.settings = settings
         self.metrics = metrics or Metrics()
-        self.admission = Admission(settings.max_queue)
+        self.admission = Admission(settings.max_queue, settings.min_upload_rate)
+        self.spool = Spool(settings.spool_dir, settings.max_spool_bytes)
         self.sequences = Sequences(
             limit=settings.max_sequences,
             idle_s=settings.sequence_idle_s,
@@ -102,43 +108,45 @@ class Classifier:
         """Take no more, answer what was accepted, and end every sequence."""
         await asyncio.gather(self.admission.drain(), self.sequences.drain())
 
-    async def classify(
-        self,
-        path: Path,
-        model: Model,
-        *,
-        top_k: int,
-        upload_bytes: int,
-        upload_s: float = 0.0,
-        sampling: Literal["keyframes"] | None = None,
-    ) -> Classification:
-        """Classify one video file.
-
-        Args:
-            model: from `repository.use`, within its block.
-            top_k: from `check_top_k`.
-            upload_bytes, upload_s: what came before, for the answer.
-            sampling: another policy than the model's own.
+    async def answer(self, video: Video, question: Question) -> Classification | Timeline:
+        """Answer for one video.
 
         Raises:
             RequestError: anything from `service.errors` that the file or the load gives rise to.
         """
-        started = time.monotonic()
-        deadline = started + self.settings.deadline_s
-        frames = model.session.clip_manifest().sampling
-        decoded = await self.pool.decode(path, frames.at_keyframes() if sampling else frames, deadline)
-        self.metrics.frames_decoded.inc(len(decoded.clip.frames))
+        if question.windowing is None:
+            return await self._classify(video, question)
+        return await self._timeline(video, question, question.windowing)
+
+    async def _classify(self, video: Video, question: Question) -> Classification:
+        began = time.monotonic()
+        deadline, model = video.since + self.settings.deadline_s, question.model
+        decoded = await self.pool.decode(video.source, question.sampling, deadline)
+        clip = decoded.result
+        self.metrics.frames_decoded.inc(len(clip.frames))
         infer_started = time.monotonic()
-        inference = await model.classify(decoded.clip.frames, deadline)
-        done = time.monotonic()
-        times = {
-            "upload": upload_s,
-            "queue": decoded.queue_s,
-            "decode": decoded.decode_s,
-            "infer": done - infer_started,
-        }
-        times["total"] = upload_s + done - started
-        return _answer(model, decoded, inference, top_k, times, upload_bytes)
+        inference = await model.classify(clip.frames, deadline)
+        times_s = _times(video, began + decoded.queue_s, decoded.decode_s, time.monotonic() - infer_started)
+        return answers.classification(model, clip.info, inference, question.top_k, video.num_bytes, times_s)
+
+    async def _timeline(self, video: Video, question: Question, windowing: Windowing) -> Timeline:
+        """The decoder is one window ahead of the model, so that one is held here whatever the video's length."""
+        began = time.monotonic()
+        deadline, model = video.since + self.settings.deadline_s, question.model
+        windows: list[Window] = []
+        infer_s = 0.0
+
+        async def take(frames: np.ndarray, info: WindowInfo) -> None:
+            nonlocal infer_s
+            self.metrics.frames_decoded.inc(len(frames))
+            infer_started = time.monotonic()
+            inference = await model.classify(frames, deadline)
+            infer_s += time.monotonic() - infer_started
+            windows.append(answers.window(model, info, inference, question.top_k))
+
+        decoded = await self.pool.decode_windows(video.source, question.sampling, windowing, take, deadline)
+        times_s = _times(video, began + decoded.queue_s, decoded.decode_s - infer_s, infer_s)
+        return answers.timeline(model, decoded.result, windowing, windows, video.num_bytes, times_s)
 
     def _show(self) -> None:
         """Point the gauges at what they show."""
@@ -172,6 +180,32 @@ class Classifier:
                 nodes.labels(model.name, model.version, name).set(count)
 
 
+@dataclass(frozen=True)
+class Video:
+    """A video to answer for.
+
+    Attributes:
+        source: a file, or the descriptor of one that is open.
+        num_bytes, upload_s: of its upload.
+        since: when it was there, by `time.monotonic()`; its deadline counts from then on.
+    """
+
+    source: Path | int
+    num_bytes: int
+    upload_s: float = 0.0
+    since: float = field(default_factory=time.monotonic)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of a video. The model is from `repository.use`, and good within its block."""
+
+    model: Model
+    top_k: int
+    sampling: Sampling
+    windowing: Windowing | None = None
+
+
 def check_top_k(top_k: int | None, model: Model) -> int:
     """The number asked for; `DEFAULT_TOP_K`, or all labels where there are fewer, without one.
 
@@ -187,32 +221,54 @@ def check_top_k(top_k: int | None, model: Model) -> int:
     return top_k
 
 
-def _answer(
-    model: Model, decoded: Decoded, inference: Inference, top_k: int, times_s: dict[str, float], upload_bytes: int
-) -> Classification:
-    session, info = model.session, decoded.clip.info
-    manifest = session.clip_manifest()
-    labels = manifest.labels
-    whole = probabilities(inference.logits, manifest)
-    over_time = probabilities(inference.logits_over_time, manifest)
-    best = [ScoredLabel(label=labels[i], probability=whole[i]) for i in np.argsort(-whole, kind="stable")[:top_k]]
-    steps = [
-        Step(time_s=time_s, label=labels[top], probability=row[top], probabilities=row)
-        for time_s, row, top in zip(info.times_s, over_time.tolist(), over_time.argmax(-1).tolist(), strict=True)
-    ]
-    return Classification(
-        label=best[0].label,
-        probability=best[0].probability,
-        top_k=best,
-        over_time=steps,
-        labels=list(labels),
-        model=ModelName(
-            name=manifest.name,
-            version=manifest.version,
-            sha256=session.sha256,
-            precision=manifest.precision,
-            provider=session.provider,
-        ),
-        clip=ClipFacts(**vars(info), upload_bytes=upload_bytes, num_frames_used=len(set(info.times_s))),
-        times_ms=StageTimes(**{stage: round(1e3 * spent, 3) for stage, spent in times_s.items()}),
-    )
+def question(
+    model: Model,
+    settings: Settings,
+    *,
+    top_k: int | None = None,
+    sampling: Literal["keyframes"] | None = None,
+    window_s: float | None = None,
+    stride_s: float | None = None,
+) -> Question:
+    """A question as a client asks it.
+
+    Args:
+        top_k: as `check_top_k` takes it.
+        sampling: another policy than the model's own.
+        window_s, stride_s: for a timeline; the stride is the window without it.
+
+    Raises:
+        InvalidParameter: there are not as many labels, or the windows cannot be cut so.
+        NotForClips: it is no model of whole clips.
+    """
+    top_k = check_top_k(top_k, model)
+    frames = model.session.clip_manifest().sampling
+    if sampling:
+        frames = frames.at_keyframes()
+    if window_s is None:
+        if stride_s is not None:
+            raise InvalidParameter(f"stride_s: expected window_s beside it, got {stride_s:g} alone")
+        return Question(model, top_k, frames)
+    if frames.policy == "keyframes":
+        whose = "asked for" if sampling else f"that {model.name} is made for"
+        raise InvalidParameter(
+            f"window_s: expected frames chosen by time or in a row, got keyframes, {whose}: a window may hold none"
+        )
+    stride_s = window_s if stride_s is None else stride_s
+    if stride_s > window_s:
+        raise InvalidParameter(
+            f"stride_s: expected at most window_s, {window_s:g}, got {stride_s:g}: some would be unseen"
+        )
+    try:
+        return Question(
+            model, top_k, frames, Windowing(window_s=window_s, stride_s=stride_s, max_windows=settings.max_windows)
+        )
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise InvalidParameter(f"{fault['loc'][0]}: {fault['msg']}, got {fault['input']}") from error
+
+
+def _times(video: Video, decode_began: float, decode_s: float, infer_s: float) -> dict[str, float]:
+    """Where the time went, for the answer."""
+    times_s = {"upload": video.upload_s, "queue": decode_began - video.since, "decode": decode_s, "infer": infer_s}
+    return {**times_s, "total": video.upload_s + time.monotonic() - video.since}

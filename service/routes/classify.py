@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 
-from service.engine.classifier import Classifier, check_top_k
+from service.engine.classifier import Classifier, Question, Video, question
 from service.errors import (
     Busy,
     DeadlineExceeded,
@@ -21,8 +23,11 @@ from service.errors import (
     NoVideoStream,
     OutOfMemory,
     PictureTooLarge,
+    RequestError,
+    TooManyFiles,
     TooManyFrames,
     TooManyStreams,
+    TooManyWindows,
     TooMuchMemory,
     UndecodableVideo,
     UnknownModel,
@@ -31,21 +36,29 @@ from service.errors import (
     VideoTooLong,
 )
 from service.routes.hangup import unless_gone
-from service.routes.problem import problems
-from service.routes.upload import FIELD, receive_upload
-from service.schemas import Classification
+from service.routes.problem import described, problems
+from service.routes.upload import FIELD, Upload, receive_uploads
+from service.schemas import Classification, FileResult, Results, Timeline
 
 router = APIRouter()
 
+MAX_WINDOW_S = 86_400.0
 ALTERED = f"curl -d alters what it sends: use -F {FIELD}=@FILE or --data-binary @FILE"
 
 _BINARY = {"type": "string", "format": "binary"}
 _BODY = {
     "requestBody": {
         "required": True,
-        "description": f"A video: the multipart field `{FIELD}`, or the body itself under any other content type.",
+        "description": f"A video: the multipart field `{FIELD}`, or the body itself under any other content type. The "
+        "field may come several times, for several videos.",
         "content": {
-            "multipart/form-data": {"schema": {"type": "object", "required": [FIELD], "properties": {FIELD: _BINARY}}},
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": [FIELD],
+                    "properties": {FIELD: {"oneOf": [_BINARY, {"type": "array", "items": _BINARY}]}},
+                }
+            },
             "application/octet-stream": {"schema": _BINARY},
             "video/*": {"schema": _BINARY},
         },
@@ -55,7 +68,7 @@ _BODY = {
 
 @router.post(
     "/classify",
-    response_model=Classification,
+    response_model=Classification | Timeline | Results,
     openapi_extra=_BODY,
     responses=problems(
         EmptyUpload,
@@ -72,6 +85,8 @@ _BODY = {
         TooMuchMemory,
         UndecodableVideo,
         DecoderCrashed,
+        TooManyFiles,
+        TooManyWindows,
         InvalidParameter,
         NotForClips,
         Busy,
@@ -94,33 +109,94 @@ async def classify(
             "Without it the model's own sampling holds."
         ),
     ] = None,
+    window_s: Annotated[
+        float | None,
+        Query(
+            ge=0.01,
+            le=MAX_WINDOW_S,
+            description="Seconds of a window: the answer is a timeline, for which each window is classified as if it "
+            "were cut out of the video.",
+        ),
+    ] = None,
+    stride_s: Annotated[
+        float | None,
+        Query(
+            ge=0.01,
+            le=MAX_WINDOW_S,
+            description="Seconds from the start of a window to that of the next, at most `window_s`, and as much "
+            "without it.",
+        ),
+    ] = None,
 ) -> Response:
-    """Classify a video clip."""
+    """Classify a video, or several.
+
+    One is answered by its class, or with `window_s` by its timeline. Several are answered by a list, in their order, in
+    which each has an answer or a problem of its own.
+    """
     classifier: Classifier = request.app.state.classifier
     settings = classifier.settings
     with classifier.repository.use(model, version) as chosen, classifier.admission.admit():
-        num_labels = check_top_k(top_k, chosen)
-        async with receive_upload(
+        asked = question(chosen, settings, top_k=top_k, sampling=sampling, window_s=window_s, stride_s=stride_s)
+        began = time.monotonic()
+        async with receive_uploads(
             request,
             classifier.admission,
+            classifier.spool,
             max_bytes=settings.max_upload_bytes,
+            max_files=settings.max_files,
             timeout_s=settings.upload_timeout_s,
-            spool_dir=settings.spool_dir,
-        ) as upload:
-            classifier.metrics.upload_bytes.inc(upload.num_bytes)
-            work = classifier.classify(
-                upload.path,
-                chosen,
-                top_k=num_labels,
-                sampling=sampling,
-                upload_s=upload.receive_s,
-                upload_bytes=upload.num_bytes,
-            )
+        ) as uploads:
+            since = time.monotonic()
+            videos = [Video(upload.file.descriptor, upload.file.num_bytes, since - began, since) for upload in uploads]
+            classifier.metrics.upload_bytes.inc(sum(video.num_bytes for video in videos))
+            if len(videos) > 1:
+                outcomes = await unless_gone(request, _answer_all(classifier, videos, asked))
+                return _json(_results(request, uploads, outcomes))
             try:
-                answer = await unless_gone(request, work)
+                return _json(await unless_gone(request, classifier.answer(videos[0], asked)))
             except (NotAVideo, UndecodableVideo) as error:
                 # What such a client sends without altering it is a video like any other, so it is told only now.
                 if request.headers.get("content-type") == "application/x-www-form-urlencoded":
                     raise type(error)(f"{error.detail}; {ALTERED}") from error
                 raise
+
+
+async def _answer_all(
+    classifier: Classifier, videos: list[Video], asked: Question
+) -> list[Classification | Timeline | RequestError]:
+    """Answers in the order of the videos, or why there is none.
+
+    One more than there are decoders stand in their line, so that none is idle and others are not kept waiting by more.
+    """
+    places = asyncio.Semaphore(classifier.pool.num_workers + 1)
+
+    async def answer(video: Video) -> Classification | Timeline | RequestError:
+        async with places:
+            try:
+                if not video.num_bytes:
+                    raise EmptyUpload(f"expected a video as multipart field {FIELD!r}, got 0 bytes")
+                return await classifier.answer(video, asked)
+            except RequestError as error:
+                return error
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(answer(video)) for video in videos]
+    return [task.result() for task in tasks]
+
+
+def _results(
+    request: Request, uploads: list[Upload], outcomes: list[Classification | Timeline | RequestError]
+) -> Results:
+    results, request_id = [], getattr(request.state, "request_id", "")
+    for index, (upload, outcome) in enumerate(zip(uploads, outcomes, strict=True)):
+        result = FileResult(index=index, file_name=upload.name, answer=None, problem=None)
+        if isinstance(outcome, RequestError):
+            problem = described(outcome.status, outcome.code, outcome.title, outcome.detail, request_id)
+            results.append(result.model_copy(update={"problem": problem}))
+        else:
+            results.append(result.model_copy(update={"answer": outcome}))
+    return Results(results=results)
+
+
+def _json(answer: Classification | Timeline | Results) -> Response:
     return Response(answer.model_dump_json(), media_type="application/json")

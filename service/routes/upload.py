@@ -1,16 +1,10 @@
-"""Receive a request's body into a spool file, piece by piece; never whole in memory."""
+"""Receive a request's body into spool files, piece by piece; never whole in memory."""
 
 from __future__ import annotations
 
-import errno
-import tempfile
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import IO
 
 from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
@@ -18,35 +12,27 @@ from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
 
 from service.engine.admission import Admission
-from service.errors import EmptyUpload, MalformedUpload, NoRoom, NotReady, StartError, UploadTimeout, UploadTooLarge
+from service.errors import EmptyUpload, MalformedUpload, NotReady, TooManyFiles, UploadTimeout, UploadTooLarge
+from service.spool import Spool, SpoolFile
 from service.trace import stage
 
 FIELD = "file"
 MAX_FORM_OVERHEAD_BYTES = 64 * 1024
-"""What a multipart body may hold beside the file."""
+"""What a multipart body may hold beside its files."""
+MAX_NAME_LENGTH = 200
+"""Characters of a file name that are told back."""
 
 
 @dataclass(frozen=True)
 class Upload:
-    """A received video. The client's file name and content type play no part."""
+    """A received video. The client's content type plays no part, nor does its file name, but to tell it back."""
 
-    path: Path
-    num_bytes: int
-    receive_s: float
-
-
-def check_spool(spool_dir: Path | None) -> None:
-    """Raise StartError where uploads could not be written."""
-    try:
-        with tempfile.TemporaryFile(dir=spool_dir):
-            pass
-    except OSError as error:
-        where = spool_dir or tempfile.gettempdir()
-        raise StartError(f"expected a folder for uploads that can be written at {where}: {error.strerror}") from error
+    file: SpoolFile
+    name: str | None
 
 
 @asynccontextmanager
-async def receiving(request: Request, admission: Admission, timeout_s: float) -> AsyncIterator[Callable[[], None]]:
+async def receiving(request: Request, admission: Admission, timeout_s: float) -> AsyncIterator[Callable[[int], None]]:
     """A block that reads the body, and calls what it gets with every piece. How far it came is left in `request.state`,
     for whoever answers.
 
@@ -64,81 +50,80 @@ async def receiving(request: Request, admission: Admission, timeout_s: float) ->
 
 
 @asynccontextmanager
-async def receive_upload(
-    request: Request, admission: Admission, *, max_bytes: int, timeout_s: float, spool_dir: Path | None
-) -> AsyncIterator[Upload]:
-    """The multipart field `file`, or the whole body of any other content type; removed on leaving.
+async def receive_uploads(
+    request: Request, admission: Admission, spool: Spool, *, max_bytes: int, max_files: int, timeout_s: float
+) -> AsyncIterator[list[Upload]]:
+    """Every multipart field `file`, or the whole body of any other content type; removed on leaving.
+
+    The request has its place already; each further file takes one of its own.
+
+    Args:
+        max_bytes: of all files together.
 
     Raises:
-        EmptyUpload, MalformedUpload, UploadTooLarge.
-        NoRoom: the spool's disk is full.
+        EmptyUpload, MalformedUpload, UploadTooLarge, TooManyFiles.
+        NoRoom: the spool or its disk is full.
+        Busy: there are not as many places as files.
         UploadTimeout, NotReady: from `admission`.
     """
-    started = time.monotonic()
     kind, options = parse_options_header(request.headers.get("content-type"))
     is_form = kind == b"multipart/form-data"
     limit = max_bytes + (MAX_FORM_OVERHEAD_BYTES if is_form else 0)
     declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit:
-        raise _too_large(max_bytes, f"a body of {int(declared)}")
-    with _asking_for_room():
-        # Without a buffer: what could not be written is not tried again when the file is closed.
-        opened = tempfile.NamedTemporaryFile(prefix="ttvideo-", dir=spool_dir, buffering=0)  # noqa: SIM115
-    with opened as spool:
-        write: Callable[[bytes], object] = partial(_write, spool.file)
-        form = _Form(options.get(b"boundary"), write) if is_form else None
-        if form is not None:
-            write = form.write
+    if declared.isdigit():
+        if int(declared) > limit:
+            raise _too_large(max_bytes, f"a body of {int(declared)}")
+        spool.check_room(int(declared))
+    uploads: list[Upload] = []
+    with ExitStack() as stay:
+
+        def begin(name: str | None = None) -> Upload:
+            if len(uploads) == max_files:
+                raise TooManyFiles(f"expected at most {max_files} multipart fields {FIELD!r}, got more")
+            if uploads:
+                stay.enter_context(admission.admit())
+            uploads.append(Upload(stay.enter_context(spool.file()), name))
+            return uploads[-1]
+
+        form = _Form(options.get(b"boundary"), begin) if is_form else None
+        write = begin().file.write if form is None else form.write
         received = 0
         async with receiving(request, admission, timeout_s) as came:
             async for piece in request.stream():
-                came()
+                came(len(piece))
                 received += len(piece)
                 if received > limit:
                     raise _too_large(max_bytes, "more")
-                with _asking_for_room():
-                    write(piece)
-                if is_form and spool.tell() > max_bytes:
+                write(piece)
+                if is_form and sum(upload.file.num_bytes for upload in uploads) > max_bytes:
                     raise _too_large(max_bytes, "more")
         if form is not None:
             form.finish()
-        num_bytes = spool.tell()
-        if not num_bytes:
+        if not any(upload.file.num_bytes for upload in uploads):
             raise EmptyUpload(f"expected a video as multipart field {FIELD!r} or as the body, got 0 bytes")
-        yield Upload(Path(spool.name), num_bytes, time.monotonic() - started)
-
-
-@contextmanager
-def _asking_for_room() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise NoRoom(f"expected room for the upload where uploads wait: {error.strerror}") from error
-
-
-def _write(spool: IO[bytes], data: bytes) -> None:
-    """All of it: a file without a buffer may take less at once."""
-    rest = memoryview(data)
-    while rest:
-        rest = rest[spool.write(rest) :]
+        yield uploads
 
 
 def _too_large(max_bytes: int, got: str) -> UploadTooLarge:
-    return UploadTooLarge(f"expected a video of at most {max_bytes} bytes, got {got}")
+    return UploadTooLarge(f"expected videos of at most {max_bytes} bytes, got {got}")
+
+
+def harmless(name: str) -> str:
+    """A client's file name as plain text to tell back: its last part, printable, and not too long."""
+    last = name.replace("\\", "/").rpartition("/")[2]
+    return "".join(character for character in last if character.isprintable())[:MAX_NAME_LENGTH]
 
 
 class _Form:
-    """A multipart form on its way: the field `file` goes to `keep`, everything else is passed over."""
+    """A multipart form on its way: each field `file` goes where `begin` says, everything else is passed over."""
 
-    def __init__(self, boundary: bytes | None, keep: Callable[[bytes], object]) -> None:
+    def __init__(self, boundary: bytes | None, begin: Callable[[str | None], Upload]) -> None:
         if not boundary:
             raise MalformedUpload("expected a boundary in the multipart content type, got none")
-        self._keep = keep
+        self._begin = begin
+        self._keep: Callable[[bytes], object] | None = None
         self._name = self._value = b""
         self._headers: dict[bytes, bytes] = {}
-        self._field: str | None = None
         self._fields: list[str] = []
         self._ended = False
         try:
@@ -171,7 +156,7 @@ class _Form:
             raise MalformedUpload("expected a closing multipart boundary, the body ends before it")
 
     def _part_begin(self) -> None:
-        self._headers, self._field = {}, None
+        self._headers, self._keep = {}, None
 
     def _header_name(self, data: bytes, start: int, end: int) -> None:
         self._name += data[start:end]
@@ -185,13 +170,14 @@ class _Form:
 
     def _headers_finished(self) -> None:
         _, options = parse_options_header(self._headers.get(b"content-disposition"))
-        self._field = options.get(b"name", b"").decode("utf-8", "replace")
-        if self._field == FIELD and FIELD in self._fields:
-            raise MalformedUpload(f"expected one multipart field {FIELD!r}, got several")
-        self._fields.append(self._field)
+        field = options.get(b"name", b"").decode("utf-8", "replace")
+        if field == FIELD:
+            name = options.get(b"filename")
+            self._keep = self._begin(None if name is None else harmless(name.decode("utf-8", "replace"))).file.write
+        self._fields.append(field)
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:
-        if self._field == FIELD:
+        if self._keep is not None:
             self._keep(data[start:end])
 
     def _end(self) -> None:

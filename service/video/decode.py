@@ -5,8 +5,9 @@ Memory is bounded by the clip asked for and by HELD_BYTES: of the decoded pictur
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -17,14 +18,16 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 
 from service.errors import NotAVideo, UndecodableVideo
+from service.video.assembly import Assembly, WholeClip, WindowInfo, Windows
 from service.video.bounds import UNBOUNDED, Bounds
 from service.video.device import CODECS, FORMATS, Accelerator
 from service.video.packets import Fetch, UnforeseenError, by_number, in_order
-from service.video.picture import Orientation, Resizer
+from service.video.picture import Orientation
 from service.video.probe import open_video, reason, video_stream
 from service.video.sampling import Sampling
-from service.video.selection import Run, Selection, select
+from service.video.selection import Run, Selection
 from service.video.timeline import Notes, Timeline, read_timeline
+from service.video.windows import Windowing
 
 
 @dataclass(frozen=True)
@@ -87,31 +90,69 @@ def decode_clip(
         UndecodableVideo: not one picture could be decoded.
     """
     frames = np.empty(sampling.clip_shape, np.uint8) if out is None else out
+    clip = WholeClip(sampling, frames)
+    info, timeline = _decode(source, clip, bounds, threads, accelerator)
+    first = timeline.ticks[0]
+    times_s = tuple(timeline.seconds(tick - first) for tick in clip.ticks)
+    return Clip(frames, replace(info, times_s=times_s, pts_s=tuple(map(timeline.seconds, clip.ticks))))
+
+
+def decode_windows(
+    source: Path | int,
+    sampling: Sampling,
+    windowing: Windowing,
+    hand_over: Callable[[WindowInfo], None],
+    out: np.ndarray,
+    bounds: Bounds = UNBOUNDED,
+    threads: int = 1,
+    accelerator: Accelerator | None = None,
+) -> ClipInfo:
+    """Decode the frames that `sampling` asks for of every window of a video file, each picture once.
+
+    Args:
+        windowing: how the video is cut.
+        hand_over: called with each window, in their order, when its clip is in `out`.
+        out: uint8 [time, height, width, 3], of one window's clip after the other.
+
+    Returns:
+        Facts about the whole video; the times of its frames are the windows' own.
+
+    Raises:
+        TooManyWindows, InvalidParameter: from `windowing`.
+        RequestError: as `decode_clip`.
+    """
+    windows = Windows(sampling, windowing, out, hand_over)
+    return _decode(source, windows, bounds, threads, accelerator)[0]
+
+
+def _decode(
+    source: Path | int, assembly: Assembly, bounds: Bounds, threads: int, accelerator: Accelerator | None
+) -> tuple[ClipInfo, Timeline]:
     notes = Notes()
-    taken: _Taken | None = None
+    looks: _Looks | None = None
     with open_video(source, bounds) as container:
         stream = video_stream(container, bounds, threads=threads)
         timeline = read_timeline(container, stream, bounds, notes)
-        selection = select(timeline, sampling)
-        take = _Taker(timeline, selection, Resizer(sampling), frames, notes)
+        selection = assembly.begin(timeline)
+        take = _Taker(timeline, selection, assembly, notes)
         held = timeline.held
         container_name, codec = container.format.name.split(",")[0], stream.codec_context.codec.canonical_name
         if accelerator is None and held is not None and selection.runs:
-            taken = take.selected(stream.codec_context, lambda number, _: held[number])
+            looks = take.selected(stream.codec_context, lambda number, _: held[number])
     if accelerator is not None:
-        taken = _by_device(accelerator, source, bounds, codec, take)
-    if taken is None and selection.runs and (held is None or accelerator is not None):
+        looks = _by_device(accelerator, source, bounds, codec, take)
+    if looks is None and selection.runs and (held is None or accelerator is not None):
         with open_video(source, bounds) as container:
             stream = video_stream(container, bounds, threads=threads)
-            taken = take.selected(stream.codec_context, by_number(container, stream, timeline))
-    if taken is None:
+            looks = take.selected(stream.codec_context, by_number(container, stream, timeline))
+    if looks is None:
         with open_video(source, bounds) as container:
             # One thread: several lose more pictures than the one that is broken.
             stream = video_stream(container, bounds, forgiving=True)
-            taken = take.all(stream.codec_context, in_order(container, stream))
-    if taken is None:
+            looks = take.all(stream.codec_context, in_order(container, stream))
+    if looks is None:
         raise UndecodableVideo(f"expected pictures, but none of {len(timeline.ticks)} {codec} packets could be decoded")
-    orientation, width, height = taken.orientation, taken.width, taken.height
+    orientation, width, height = looks.orientation, looks.width, looks.height
     if orientation.transposed:
         width, height = height, width
     if orientation.rotation or orientation.mirrored:
@@ -119,28 +160,27 @@ def decode_clip(
         notes.add(
             f"the file asks for its pictures to be {mirrored}turned by {orientation.rotation} degrees, as they were"
         )
-    first = timeline.ticks[0]
     info = ClipInfo(
         container=container_name,
         codec=codec,
         width=width,
         height=height,
-        duration_s=timeline.seconds(timeline.end - first),
+        duration_s=timeline.seconds(timeline.end - timeline.ticks[0]),
         frame_rate=float(timeline.rate) if timeline.rate else None,
         num_frames=len(timeline.ticks),
         rotation=orientation.rotation,
         mirrored=orientation.mirrored,
-        times_s=tuple(timeline.seconds(tick - first) for tick in taken.ticks),
-        pts_s=tuple(timeline.seconds(tick) for tick in taken.ticks),
+        times_s=(),
+        pts_s=(),
         exact=selection.exact,
         warnings=tuple(notes.warnings),
     )
-    return Clip(frames, info)
+    return info, timeline
 
 
-def _by_device(accelerator: Accelerator, source: Path | int, bounds: Bounds, codec: str, take: _Taker) -> _Taken | None:
+def _by_device(accelerator: Accelerator, source: Path | int, bounds: Bounds, codec: str, take: _Taker) -> _Looks | None:
     """What a GPU decodes; None where it cannot, and a note why."""
-    taken, timeline = None, take.timeline
+    looks, timeline = None, take.timeline
     if codec not in CODECS:
         take.notes.add(f"decoded by the CPU: of {codec} a GPU's pictures may differ, or it has no decoder")
     elif not take.selection.runs:
@@ -150,55 +190,53 @@ def _by_device(accelerator: Accelerator, source: Path | int, bounds: Bounds, cod
         try:
             with open_video(source, bounds, accelerator.settings) as container:
                 stream = video_stream(container, bounds)
-                taken = take.selected(stream.codec_context, by_number(container, stream, timeline), FORMATS)
+                looks = take.selected(stream.codec_context, by_number(container, stream, timeline), FORMATS)
         except (NotAVideo, MemoryError, RuntimeError):
             pass  # the file was opened before, so it is the GPU that was not
-        if taken is None:
+        if looks is None:
             take.notes.add(f"decoded by the CPU: the GPU did not take this {codec} stream")
-    return taken
+    return looks
 
 
 @dataclass(frozen=True)
-class _Taken:
-    """Of a clip that is complete: when its frames are shown, and how its first picture looks."""
+class _Looks:
+    """Of a video whose pictures were all taken: how the first of them looks."""
 
-    ticks: list[int]
     orientation: Orientation
     width: int
     height: int
 
+    @classmethod
+    def of(cls, picture: VideoFrame) -> _Looks:
+        return cls(Orientation(picture), picture.width, picture.height)
+
 
 class _Taker:
-    """Two ways from packets to the frames of a clip, which come to the same."""
+    """Two ways from packets to the pictures that an assembly wants, which come to the same."""
 
-    def __init__(
-        self, timeline: Timeline, selection: Selection, resize: Resizer, frames: np.ndarray, notes: Notes
-    ) -> None:
-        self.timeline, self.selection, self.resize, self.frames, self.notes = timeline, selection, resize, frames, notes
-        self.ticks = [timeline.ticks[pick] for pick in selection.picks]
+    def __init__(self, timeline: Timeline, selection: Selection, assembly: Assembly, notes: Notes) -> None:
+        self.timeline, self.selection, self.assembly, self.notes = timeline, selection, assembly, notes
 
-    def selected(self, context: VideoCodecContext, fetch: Fetch, formats: Collection[str] = ()) -> _Taken | None:
+    def selected(self, context: VideoCodecContext, fetch: Fetch, formats: Collection[str] = ()) -> _Looks | None:
         """Decode only what is needed; None where that does not go as it should, so that nothing may be left out.
 
         Args:
             formats: of pictures; without them any will do.
         """
-        first: VideoFrame | None = None
+        looks: _Looks | None = None
         try:
             for number, picture in _decode_runs(context, fetch, self.selection.runs):
                 if formats and picture.format.name not in formats:
                     return None
-                place, *others = self.selection.places[number]
-                self.resize(picture, self.frames[place])
-                for other in others:
-                    self.frames[other] = self.frames[place]
-                first = first or picture
+                looks = looks or _Looks.of(picture)
+                pick = self.selection.pick_of[number]
+                self.assembly.take(pick, self.timeline.ticks[pick], picture)
         except (UnforeseenError, av.error.FFmpegError):
             return None
-        assert first is not None
-        return _Taken(self.ticks, Orientation(first), first.width, first.height)
+        assert looks is not None
+        return looks
 
-    def all(self, context: VideoCodecContext, packets: Iterable[Packet]) -> _Taken | None:
+    def all(self, context: VideoCodecContext, packets: Iterable[Packet]) -> _Looks | None:
         """Decode from the first packet on until all is there; None where not one picture comes."""
         try:
             context.open(strict=False)
@@ -206,19 +244,14 @@ class _Taker:
             raise UndecodableVideo(
                 f"expected a header that the {context.name} decoder takes: {reason(error)}"
             ) from error
-        ticks: list[int] = []
-        first: VideoFrame | None = None
+        missing = deque(self.assembly.missing())
+        looks: _Looks | None = None
         for picture, tick, shown_until in self._shown(context, packets):
-            first = first or picture
-            while len(ticks) < len(self.ticks) and (shown_until is None or self.ticks[len(ticks)] < shown_until):
-                place = len(ticks)
-                if place and ticks[-1] == tick:
-                    self.frames[place] = self.frames[place - 1]
-                else:
-                    self.resize(picture, self.frames[place])
-                ticks.append(tick)
-            if len(ticks) == len(self.ticks):
-                return _Taken(ticks, Orientation(first), first.width, first.height)
+            looks = looks or _Looks.of(picture)
+            while missing and (shown_until is None or self.timeline.ticks[missing[0]] < shown_until):
+                self.assembly.take(missing.popleft(), tick, picture)
+            if not missing:
+                return looks
         return None
 
     def _shown(

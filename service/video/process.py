@@ -19,7 +19,7 @@ import socket
 import stat
 import traceback
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict, dataclass, field
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
@@ -35,14 +35,16 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from service.errors import BY_CODE, NotAVideo, RequestError, StartError, TooMuchMemory, UndecodableVideo
+from service.video.assembly import WindowInfo
 from service.video.bounds import Bounds
-from service.video.decode import Clip, ClipInfo, decode_clip
+from service.video.decode import Clip, ClipInfo, decode_clip, decode_windows
 from service.video.device import Accelerator, Device
 from service.video.live import watch
 from service.video.probe import check_ffmpeg, demux, open_video, video_stream
 from service.video.sampling import Sampling
 from service.video.sandbox import DRIVER_NEEDS, Layer, Limits, Mode, enter
 from service.video.timeline import Notes
+from service.video.windows import Windowing
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +60,10 @@ _NO_BUFFER = re.compile(r"get_buffer\(\) failed|allocate memory")
 _LESS_MEMORY = "expected a video that can be decoded in the memory that a decoder has"
 
 _INFO = TypeAdapter(ClipInfo)
+_WINDOW = TypeAdapter(WindowInfo)
+
+Take = Callable[[np.ndarray, WindowInfo], Awaitable[None]]
+"""Takes a window's clip, uint8 [time, height, width, 3], and what is known of it."""
 
 # A process forked from a small server that has FFmpeg loaded already starts in milliseconds.
 _method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
@@ -104,6 +110,8 @@ class Decoder:
         assert process.pid is not None
         self.pid = process.pid
         self.num_clips = 0
+        self.done = True
+        """Whether it has answered all that it was asked."""
         self.driver_bytes = 0
         """Resident from the start on, where a GPU's driver is."""
         self._process, self._slot, self._channel, self._policy = process, slot, channel, policy
@@ -162,16 +170,57 @@ class Decoder:
 
     async def decode(self, source: Path | int, sampling: Sampling, limit_s: float, threads: int) -> Clip:
         """Decode in the process, with so many threads; it ends itself after `limit_s`."""
-        self.num_clips += 1
+        self._ask(source, {"sampling": sampling.model_dump(), "limit_s": limit_s, "threads": threads})
+        info = self._last(await self._reply())
+        return Clip(self._frames(sampling), info)
+
+    async def decode_windows(
+        self,
+        source: Path | int,
+        sampling: Sampling,
+        windowing: Windowing,
+        take: Take,
+        limit_s: float,
+        threads: int,
+    ) -> ClipInfo:
+        """As `decode`, window by window. The process decodes the next while `take` has the last, and then waits."""
         job = {"sampling": sampling.model_dump(), "limit_s": limit_s, "threads": threads}
-        self._hand_over(source, json.dumps(job).encode() + b"\n")
-        reply = await self._reply()
+        self._ask(source, {**job, "windowing": windowing.model_dump()})
+        num_windows = 0
+        while "window" in (reply := await self._reply()):
+            num_windows += 1
+            if num_windows > windowing.max_windows:
+                raise ValueError("more windows than may be")
+            window, frames = _WINDOW.validate_python(reply["window"]), self._frames(sampling)
+            self._writer.write(GO_ON)
+            await take(frames, window)
+        return self._last(reply)
+
+    def _ask(self, source: Path | int, job: dict[str, Any]) -> None:
+        self.num_clips += 1
+        with contextlib.ExitStack() as opened:
+            if isinstance(source, Path):
+                try:
+                    source = opened.enter_context(source.open("rb", buffering=0)).fileno()
+                except OSError as error:
+                    raise NotAVideo(f"expected a file that can be read: {error.strerror}") from error
+            line = json.dumps(job).encode() + b"\n"
+            self.done = False
+            # asyncio sends no descriptors. The socket is empty between two clips, so this neither blocks nor splits.
+            sent = socket.send_fds(self._channel, [line], [source])
+        if sent != len(line):
+            raise BlockingIOError(f"the decoder process took {sent} of {len(line)} bytes")
+
+    def _last(self, reply: dict[str, Any]) -> ClipInfo:
+        self.done = True
         if "error" in reply:
             if "traceback" in reply:
                 log.warning("decoding failed in an unforeseen way\n%s", reply["traceback"])
             raise BY_CODE[reply["error"]](reply["detail"])
-        info = _INFO.validate_python(reply["info"])
-        return Clip(np.ndarray(sampling.clip_shape, np.uint8, self._slot.buf).copy(), info)
+        return _INFO.validate_python(reply["info"])
+
+    def _frames(self, sampling: Sampling) -> np.ndarray:
+        return np.ndarray(sampling.clip_shape, np.uint8, self._slot.buf).copy()
 
     async def follow(
         self, stream: int, sampling: Sampling, rate: float | None, warnings: list[str]
@@ -196,19 +245,6 @@ class Decoder:
         if "error" in reply:
             raise BY_CODE[reply["error"]](reply["detail"])
         warnings += map(str, reply["warnings"])
-
-    def _hand_over(self, source: Path | int, line: bytes) -> None:
-        try:
-            upload = os.dup(source) if isinstance(source, int) else os.open(source, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise NotAVideo(f"expected a file that can be read: {error.strerror}") from error
-        try:
-            # asyncio sends no descriptors. The socket is empty between two clips, so this neither blocks nor splits.
-            sent = socket.send_fds(self._channel, [line], [upload])
-        finally:
-            os.close(upload)
-        if sent != len(line):
-            raise BlockingIOError(f"the decoder process took {sent} of {len(line)} bytes")
 
     async def _reply(self) -> dict[str, Any]:
         line = await self._reader.readline()
@@ -283,7 +319,17 @@ def _serve(channel: socket.socket, slot_name: str, policy: Policy) -> None:
                 break
             signal.setitimer(signal.ITIMER_REAL, max(job["limit_s"], 0.001))
             sampling = Sampling.model_validate(job["sampling"])
-            reply = _run(descriptors[0], sampling, slot, policy.bounds, job["threads"], accelerator)
+            windowing = Windowing.model_validate(job["windowing"]) if "windowing" in job else None
+            reply = _run(
+                descriptors[0],
+                sampling,
+                slot,
+                policy.bounds,
+                job["threads"],
+                accelerator,
+                windowing=windowing,
+                hand_over=lambda window: _hand_over(channel, {"window": asdict(window)}),
+            )
             signal.setitimer(signal.ITIMER_REAL, 0)
             os.close(descriptors[0])
             channel.sendall(json.dumps(reply).encode() + b"\n")
@@ -327,6 +373,13 @@ def _give_up(policy: Policy) -> list[Layer]:
     return layers
 
 
+def _hand_over(channel: socket.socket, what: dict[str, Any]) -> None:
+    """Say what lies in the slot, and wait until it was taken."""
+    channel.sendall(json.dumps(what).encode() + b"\n")
+    if not channel.recv(len(GO_ON)):
+        raise ConnectionResetError("the parent is gone")
+
+
 def _run(
     descriptor: int,
     sampling: Sampling,
@@ -334,11 +387,19 @@ def _run(
     bounds: Bounds,
     threads: int = 1,
     accelerator: Accelerator | None = None,
+    *,
+    windowing: Windowing | None = None,
+    hand_over: Callable[[WindowInfo], None] = lambda window: None,
 ) -> dict[str, Any]:
     try:
         frames = np.ndarray(sampling.clip_shape, np.uint8, slot.buf)
-        clip = decode_clip(descriptor, sampling, frames, bounds, threads, accelerator)
-        return {"info": asdict(clip.info)}
+        if windowing is None:
+            info = decode_clip(descriptor, sampling, frames, bounds, threads, accelerator).info
+        else:
+            info = decode_windows(descriptor, sampling, windowing, hand_over, frames, bounds, threads, accelerator)
+        return {"info": asdict(info)}
+    except ConnectionError:
+        raise
     except UndecodableVideo as undecodable:
         error = _why_undecodable(descriptor, bounds) or undecodable
     except RequestError as refusal:
@@ -363,9 +424,7 @@ def _follow(
     out = np.ndarray(sampling.clip_shape[1:], np.uint8, slot.buf)
     try:
         for time_s in watch(descriptor, sampling, job["live"]["rate"], out, bounds, notes):
-            channel.sendall(json.dumps({"time_s": time_s}).encode() + b"\n")
-            if not channel.recv(len(GO_ON)):
-                raise ConnectionResetError("the parent is gone")
+            _hand_over(channel, {"time_s": time_s})
         return {"warnings": notes.warnings}
     except ConnectionError:
         raise

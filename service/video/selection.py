@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass
 
-from service.video.sampling import Sampling
 from service.video.timeline import Timeline
 
 
@@ -21,37 +20,38 @@ class Run:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which frames of the clip come from where."""
+    """Which pictures come from where."""
 
     picks: list[int]
-    """For each frame of the clip, the index of its picture in `Timeline.ticks`."""
+    """Those that are taken, each its index in `Timeline.ticks`."""
     runs: list[Run]
     """Empty where everything has to be decoded from the first packet on."""
-    places: dict[int, list[int]]
-    """By packet, the frames of the clip that its picture is; empty where there are no runs."""
+    pick_of: dict[int, int]
+    """By packet, its picture's index in `Timeline.ticks`; empty where there are no runs."""
     exact: bool
     """Whether each frame is the one that the policy names."""
 
 
-def select(timeline: Timeline, sampling: Sampling) -> Selection:
-    """Choose the frames, and find the packets that they need.
+def select(timeline: Timeline, picks: list[int], *, near_keyframes: bool = False) -> Selection:
+    """Find the packets that pictures need.
 
     A picture needs the packets from an entry on: the last one before it that is not shown after it, since what is
     decoded after an entry and shown before it may need pictures from before the entry. Of these it needs the ones that
     others are decoded from, and its own.
+
+    Args:
+        picks: the pictures, each its index in `Timeline.ticks`.
+        near_keyframes: whether the keyframe before each is taken in its place.
     """
-    picks = sampling.pick(timeline.ticks, timeline.end, timeline.time_base)
     if timeline.doubt:
         return Selection(picks, [], {}, exact=True)
     numbers, natures = timeline.numbers, timeline.natures
     exact = True
-    if sampling.policy == "keyframes" and (entries := [i for i, n in enumerate(numbers) if natures[n].entry]):
+    if near_keyframes and (entries := [i for i, n in enumerate(numbers) if natures[n].entry]):
         picks, exact = [entries[max(bisect_right(entries, pick) - 1, 0)] for pick in picks], False
-    places: dict[int, list[int]] = defaultdict(list)
-    for place, pick in enumerate(picks):
-        places[numbers[pick]].append(place)
+    pick_of = {numbers[pick]: pick for pick in picks}
     spans: list[tuple[int, int]] = []
-    for number in sorted(places):
+    for number in sorted(pick_of):
         entry = _entry_before(timeline, number)
         if entry is None:
             return Selection(picks, [], {}, exact)
@@ -59,10 +59,10 @@ def select(timeline: Timeline, sampling: Sampling) -> Selection:
         while spans and entry <= spans[-1][1]:
             entry = min(entry, spans.pop()[0])
         spans.append((entry, number))
-    runs = [_run(timeline, first, last, places) for first, last in spans]
+    runs = [_run(timeline, first, last, pick_of) for first, last in spans]
     if any(natures[number].broken for run in runs for number in run.packets):
         return Selection(picks, [], {}, exact)
-    return Selection(picks, runs, dict(places), exact)
+    return Selection(picks, runs, pick_of, exact)
 
 
 def _entry_before(timeline: Timeline, number: int) -> int | None:
@@ -76,9 +76,9 @@ def _entry_before(timeline: Timeline, number: int) -> int | None:
     return None
 
 
-def _run(timeline: Timeline, first: int, last: int, places: dict[int, list[int]]) -> Run:
+def _run(timeline: Timeline, first: int, last: int, wanted: Collection[int]) -> Run:
     span = range(first, last + 1)
     return Run(
-        tuple(i for i in span if timeline.natures[i].reference or i in places),
-        frozenset(i for i in span if i in places),
+        tuple(i for i in span if timeline.natures[i].reference or i in wanted),
+        frozenset(i for i in span if i in wanted),
     )

@@ -100,7 +100,7 @@ class Pictures:
         sampling = self._sampling.every(len(pictures))
         with _in_memory(as_video(pictures)) as descriptor:
             decoded = await self._pool.decode(descriptor, sampling, time.monotonic() + self._deadline_s)
-        clip = decoded.clip
+        clip = decoded.result
         for number, shown_s in enumerate(clip.info.times_s):
             if shown_s != number:
                 raise UndecodableVideo(

@@ -10,18 +10,22 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
-from service.errors import DeadlineExceeded, DecoderCrashed, RequestError, StartError
+from service.errors import DeadlineExceeded, DecoderCrashed, StartError
 from service.trace import stage
-from service.video.decode import Clip
-from service.video.process import Decoder, Policy, prepare
+from service.video.decode import Clip, ClipInfo
+from service.video.process import Decoder, Policy, Take, prepare
 from service.video.sampling import Sampling
 from service.video.sandbox import Layer
+from service.video.windows import Windowing
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 GRACE_S = 1.0
 """Past a clip's deadline by this much a decoder ends itself, should the parent no longer be there to do it."""
@@ -31,10 +35,10 @@ MAX_THREADS = 16
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """A clip and where its time went."""
+class Decoded(Generic[T]):
+    """What came of a video, and where its time went."""
 
-    clip: Clip
+    result: T
     queue_s: float
     decode_s: float
 
@@ -112,7 +116,7 @@ class DecodePool:
         await asyncio.gather(*(decoder.end() for decoder in self._decoders))
         self._decoders.clear()
 
-    async def decode(self, source: Path | int, sampling: Sampling, deadline: float) -> Decoded:
+    async def decode(self, source: Path | int, sampling: Sampling, deadline: float) -> Decoded[Clip]:
         """Decode in the next free process.
 
         Args:
@@ -122,27 +126,42 @@ class DecodePool:
         Raises:
             RequestError: what `decode_clip` raised; DeadlineExceeded; DecoderCrashed.
         """
+        return await self._run(deadline, lambda decoder, *limits: decoder.decode(source, sampling, *limits))
+
+    async def decode_windows(
+        self, source: Path | int, sampling: Sampling, windowing: Windowing, take: Take, deadline: float
+    ) -> Decoded[ClipInfo]:
+        """As `decode`, window by window.
+
+        Args:
+            take: called with each window; the decoder is at most one window ahead of it. What it raises ends the work.
+
+        Raises:
+            RequestError: as `decode`, and what `decode_windows` and `take` raised.
+        """
+        return await self._run(
+            deadline, lambda decoder, *limits: decoder.decode_windows(source, sampling, windowing, take, *limits)
+        )
+
+    async def _run(self, deadline: float, work: Callable[[Decoder, float, int], Awaitable[T]]) -> Decoded[T]:
+        """Work with the next free process. It gets the seconds after which to end itself, and the number of threads."""
         with stage("queue") as queue:
             decoder = await self._take(deadline)
         with stage("decode") as decode:
-            clip = await self._decode(decoder, source, sampling, deadline)
-        return Decoded(clip, queue.seconds, decode.seconds)
+            result = await self._work_with(decoder, deadline, work)
+        return Decoded(result, queue.seconds, decode.seconds)
 
-    async def _decode(self, decoder: Decoder, source: Path | int, sampling: Sampling, deadline: float) -> Clip:
+    async def _work_with(
+        self, decoder: Decoder, deadline: float, work: Callable[[Decoder, float, int], Awaitable[T]]
+    ) -> T:
         taken = time.monotonic()
         if taken >= deadline:  # its turn came in the moment in which it was too late to begin
             self._offer(decoder)
             raise DeadlineExceeded("no decoder was free before the deadline")
         threads = min(MAX_THREADS, 1 + self.num_idle)
-        healthy = False
         try:
             async with asyncio.timeout(deadline - taken):
-                clip = await decoder.decode(source, sampling, deadline - taken + GRACE_S, threads)
-            healthy = True
-            return clip
-        except RequestError:
-            healthy = True
-            raise
+                return await work(decoder, deadline - taken + GRACE_S, threads)
         except TimeoutError:
             raise DeadlineExceeded(
                 f"decoding was not done in the {time.monotonic() - taken:.1f} s that were left"
@@ -153,7 +172,7 @@ class DecodePool:
             raise DecoderCrashed(await decoder.last_words()) from None
         finally:
             # A cancelled request lands here too: its decoder is in the middle of something, and nobody wants it.
-            if not healthy:
+            if not (decoder.done and decoder.alive):
                 self._replace(decoder)
             elif reason := decoder.worn:
                 self._recycle(decoder, reason)

@@ -98,7 +98,8 @@ def needed(path: Path) -> Contender:
     container = open_video(path, UNBOUNDED)
     stream = video_stream(container, UNBOUNDED)
     timeline = read_timeline(container, stream, UNBOUNDED, Notes())
-    selection = select(timeline, SAMPLING)
+    picks = SAMPLING.pick(timeline.ticks, timeline.end, timeline.time_base)
+    selection = select(timeline, picks)
     wanted = {number for run in selection.runs for number in run.packets}
     packets = {}
     with av.open(str(path)) as again:
@@ -113,7 +114,7 @@ def needed(path: Path) -> Contender:
             for number in (*run.packets, None):
                 for picture in context.decode(None if number is None else packets[number]):
                     if picture.pts in run.wanted:
-                        resize(picture, out[selection.places[picture.pts][0]])
+                        resize(picture, out[picks.index(selection.pick_of[picture.pts])])
             context.flush_buffers()
         return container  # which must stay open
 

@@ -81,7 +81,8 @@ def test_openapi_describes_the_answers(service: Service, clips: dict[str, Path])
     schema: dict[str, Any] = service.get("/openapi.json").json()
     answers = schema["paths"]["/classify"]["post"]["responses"]
     assert sorted(answers) == ["200", "400", "404", "405", "408", "413", "415", "422", "500", "503", "504", "507"]
-    assert answers["200"]["content"]["application/json"]["schema"]["$ref"] == "#/components/schemas/Classification"
+    either = answers["200"]["content"]["application/json"]["schema"]["anyOf"]
+    assert [kind["$ref"].rpartition("/")[2] for kind in either] == ["Classification", "Timeline", "Results"]
     for status, answer in answers.items():
         if status != "200":
             assert list(answer["content"]) == ["application/problem+json"]
@@ -90,6 +91,9 @@ def test_openapi_describes_the_answers(service: Service, clips: dict[str, Path])
         jsonschema.validate(body, {"$ref": f"#/components/schemas/{name}", "components": schema["components"]})
 
     check(service.post(clips["red"]).json(), "Classification")
+    check(service.post(clips["red"], params={"window_s": 0.5}).json(), "Timeline")
+    several = [("file", (None, b"no video")), ("file", ("a.mp4", clips["red"].read_bytes()))]
+    check(service.post(files=several).json(), "Results")
     check(service.post().json(), "Problem")
     check(service.get("/model").json(), "ModelInfo")
     check(service.get("/models").json(), "ModelList")

@@ -248,7 +248,7 @@ def test_classify_reads_the_standard_input(colours: tuple[str | Path, ...], clip
     assert done.returncode == 0
     done = run("classify", *colours, "--spool-dir", "/nowhere", "-", clips["red"])
     assert done.returncode == 2
-    assert "ttvideo: expected a folder that can be written at /nowhere: No such file" in done.stderr
+    assert "ttvideo: expected a folder for uploads that can be written at /nowhere: No such file" in done.stderr
 
 
 def test_classify_says_warnings_beside_the_answers(colours: tuple[str | Path, ...], tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ async def receive(request: Request, admission: Admission, *, max_bytes: int, tim
     body, came_bytes = bytearray(), 0
     async with receiving(request, admission, timeout_s) as came:
         async for piece in request.stream():
-            came()
+            came(len(piece))
             came_bytes += len(piece)
             body += inflate(piece, max_bytes - len(body) + 1)
             if len(body) > max_bytes or came_bytes > max_bytes:

@@ -64,11 +64,23 @@ def test_each_piece_starts_the_wait_anew() -> None:
         async with Admission(1).upload(0.2) as came:
             for _ in range(pieces):
                 await asyncio.sleep(pause_s)
-                came()
+                came(1)
 
     asyncio.run(upload(pieces=6, pause_s=0.05))
     with pytest.raises(UploadTimeout, match=r"within 0\.2 s, got none"):
         asyncio.run(upload(pieces=1, pause_s=10))
+
+
+def test_who_drips_keeps_no_place() -> None:
+    async def upload(piece_bytes: int) -> None:
+        async with Admission(1, min_rate=1000).upload(0.2) as came:
+            for _ in range(12):
+                await asyncio.sleep(0.05)
+                came(piece_bytes)
+
+    asyncio.run(upload(piece_bytes=200))
+    with pytest.raises(UploadTimeout, match=r"expected 1000 bytes of the body a second, got \d+ in 0\.\d s"):
+        asyncio.run(upload(piece_bytes=1))
 
 
 def test_draining_ends_an_upload_though_pieces_come_and_waits_for_the_rest() -> None:
@@ -83,7 +95,7 @@ def test_draining_ends_an_upload_though_pieces_come_and_waits_for_the_rest() -> 
                     async with admission.upload(60) as came:
                         while True:
                             await asyncio.sleep(0)
-                            came()
+                            came(1)
             except NotReady:
                 said.append("ended")
                 decoded.set()
@@ -91,7 +103,7 @@ def test_draining_ends_an_upload_though_pieces_come_and_waits_for_the_rest() -> 
         async def uploaded() -> None:
             with admission.admit():
                 async with admission.upload(60) as came:
-                    came()
+                    came(1)
                 await decoded.wait()
                 said.append("answered")
 

@@ -44,7 +44,11 @@ def ask(service: Service) -> dict[str, dict[str, Any]]:
         "index": {"index": get("/")},
         "livez": {"live": get("/livez")},
         "readyz": {"ready": get("/readyz")},
-        "classify": {"clip": post("/classify?top_k=3", files=video)},
+        "classify": {
+            "clip": post("/classify?top_k=3", files=video),
+            "timeline": post("/classify?top_k=1&window_s=1", files=video),
+            "several files": post("/classify?top_k=3", files=[*video.items(), ("file", ("a.mp4", b"no video"))]),
+        },
         "model": {"default": get("/model")},
         "models": {"all": get("/models")},
         "metrics": {"all": get("/metrics")},

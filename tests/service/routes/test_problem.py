@@ -97,6 +97,8 @@ def test_codes_and_statuses_are_stable() -> None:
         "video_too_long": 422,
         "too_many_frames": 422,
         "too_many_streams": 422,
+        "too_many_files": 422,
+        "too_many_windows": 422,
         "too_much_memory": 422,
         "undecodable_video": 422,
         "decoder_crashed": 422,

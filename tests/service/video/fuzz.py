@@ -233,8 +233,8 @@ class _Fuzzer:
             try:
                 decoded = await pool.decode(path, SAMPLING, asked + self.deadline_s)
                 outcome = "ok"
-                if decoded.clip.frames.shape != SAMPLING.clip_shape:
-                    report.faults.append(f"file {number}: shape {decoded.clip.frames.shape}")
+                if decoded.result.frames.shape != SAMPLING.clip_shape:
+                    report.faults.append(f"file {number}: shape {decoded.result.frames.shape}")
             except RequestError as error:
                 outcome = error.code
                 if str(self.folder) in error.detail or "fails with" in error.detail:
@@ -257,7 +257,7 @@ class _Fuzzer:
         with self.spooled(self.seeds[0], name) as path:
             try:
                 decoded = await pool.decode(path, SAMPLING, asked + 2 * self.deadline_s)
-                if not np.array_equal(decoded.clip.frames, self.expected):
+                if not np.array_equal(decoded.result.frames, self.expected):
                     report.faults.append(f"control {report.controls}: other pixels")
             except RequestError as error:
                 report.faults.append(f"control {report.controls}: {error.code}")

@@ -201,7 +201,7 @@ def test_decoder_processes_on_a_gpu(tmp_path: Path) -> None:
         await pool.start()
         try:
             pids = pool.pids
-            clips = [(await pool.decode(tmp_path / "a.mp4", SAMPLING, time.monotonic() + 30)).clip for _ in range(2)]
+            clips = [(await pool.decode(tmp_path / "a.mp4", SAMPLING, time.monotonic() + 30)).result for _ in range(2)]
             assert pool.pids == pids, "the process, and its CUDA context, stay"
         finally:
             await pool.close()

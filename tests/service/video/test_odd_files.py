@@ -30,7 +30,8 @@ X264 = Recipe("mp4", "libx264", {"preset": "veryfast", "crf": "28", "sc_threshol
 def planned(path: Path, sampling: Sampling = SAMPLING) -> tuple[Timeline, Selection]:
     with open_video(path, UNBOUNDED) as container:
         timeline = read_timeline(container, video_stream(container, UNBOUNDED), UNBOUNDED, Notes())
-    return timeline, select(timeline, sampling)
+    picks = sampling.pick(timeline.ticks, timeline.end, timeline.time_base)
+    return timeline, select(timeline, picks, near_keyframes=sampling.policy == "keyframes")
 
 
 def same_as_plain(path: Path) -> Clip:

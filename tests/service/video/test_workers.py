@@ -67,8 +67,8 @@ def test_decodes_as_decode_clip_does(clips: dict[str, Path]) -> None:
         results = await asyncio.gather(*(pool.decode(path, SAMPLING, soon()) for path in clips.values() for _ in "12"))
         for path, result in zip([p for p in clips.values() for _ in "12"], results, strict=True):
             expected = decode_clip(path, SAMPLING)
-            np.testing.assert_array_equal(result.clip.frames, expected.frames)
-            assert result.clip.info == expected.info
+            np.testing.assert_array_equal(result.result.frames, expected.frames)
+            assert result.result.info == expected.info
             assert result.decode_s > 0
             assert result.queue_s >= 0
 
@@ -82,7 +82,7 @@ def test_a_smaller_clip_fits_the_same_memory(clips: dict[str, Path]) -> None:
     async def test(pool: DecodePool) -> None:
         for sampling in (SAMPLING, small, SAMPLING):
             result = await pool.decode(clips["red"], sampling, soon())
-            np.testing.assert_array_equal(result.clip.frames, decode_clip(clips["red"], sampling).frames)
+            np.testing.assert_array_equal(result.result.frames, decode_clip(clips["red"], sampling).frames)
 
     with_pool(test)
 
@@ -353,7 +353,7 @@ def test_a_worker_is_renewed_after_so_many_clips(clips: dict[str, Path]) -> None
             (pid,) = pool.pids
             pids.append(pid)
             result = await pool.decode(clips["red"], SAMPLING, soon())
-            np.testing.assert_array_equal(result.clip.frames, expected)
+            np.testing.assert_array_equal(result.result.frames, expected)
             await eventually(lambda: len(pool.pids) == 1)
 
     expected = decode_clip(clips["red"], SAMPLING).frames
