@@ -154,7 +154,8 @@ def test_killed_decoders_cost_at_most_a_request_each(models: Path, clips: dict[s
 
     async def kill(server: Server, crowd: Crowd) -> None:
         for i in range(kills):
-            os.kill(server.decoders[i % 2], signal.SIGKILL)
+            os.kill(server.decoders[0], signal.SIGKILL)
+            await until(lambda i=i: server.metric("ttvideo_decode_workers_replaced_total") == i + 1)  # type: ignore[misc]
             await until(lambda: server.metric("ttvideo_decode_workers") == 2)
             await answers(crowd, crowd.codes["200"] + 5)
 
