@@ -44,7 +44,8 @@ LONG_CLIENTS = (1, 16)
 RAMP = 0.25
 """Of a turn's time, before it, in which nothing counts."""
 MIN_ANSWERS_PER_CLIENT = 4
-"""A turn is longer where each client would otherwise get fewer, at 60 answers a second."""
+"""A turn is longer where each client would otherwise get fewer, at 180 seconds of video a second."""
+VIDEO_S_A_SECOND = 180
 HEADS = ("a second", "of bare", "p50 ms", "p95 ms", "p99 ms", "CPU ms", "PSS MB", "RSS MB")
 
 
@@ -186,7 +187,7 @@ def compare(options: argparse.Namespace, servers: dict[str, Server], clips: dict
         for num_clients in options.clients:
             if name == "30s" and num_clients not in LONG_CLIENTS and len(options.clients) > 1:
                 continue
-            seconds = max(options.seconds, MIN_ANSWERS_PER_CLIENT * num_clients / 60)
+            seconds = max(options.seconds, MIN_ANSWERS_PER_CLIENT * num_clients * CLIPS_S[name] / VIDEO_S_A_SECOND)
             rows: dict[str, list[Turn]] = {contender: [] for contender in (BARE, *servers)}
             for _ in range(options.rounds):
                 rows[BARE].append(bare_turn(bare, clip, num_clients, seconds))
