@@ -19,6 +19,7 @@ from service.engine.classifier import Classifier
 from service.engine.repository import BUNDLED
 from service.errors import StartError
 from service.logs import structured
+from service.protocol import BoundedProtocol
 from service.settings import Settings
 from service.spans import from_environment
 
@@ -47,8 +48,6 @@ async def serve(settings: Settings) -> None:
             config = uvicorn.Config(
                 app,
                 lifespan="off",
-                # By itself uvicorn takes httptools where that is installed, which has no bound on a request's head.
-                http="h11",
                 log_config=None,
                 log_level="warning",
                 access_log=False,
@@ -56,16 +55,17 @@ async def serve(settings: Settings) -> None:
                 backlog=BACKLOG,
                 timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=SHUTDOWN_GRACE_S,
-                **websocket_options(settings),
+                **protocol_options(settings),
             )
             await _Server(config, app.state.classifier, listener).serve(sockets=[listener])
     log.info("stopped")
 
 
-def websocket_options(settings: Settings) -> dict[str, Any]:
+def protocol_options(settings: Settings) -> dict[str, Any]:
     """Of uvicorn. No pings: a stream that is not read from, since it sends too fast, could not answer them in time,
     and idle ones are ended anyway. No compression: video has had it."""
     return {
+        "http": BoundedProtocol,
         "ws": "websockets-sansio",
         "ws_max_size": settings.max_message_bytes,
         "ws_ping_interval": None,

@@ -19,7 +19,7 @@ from fastapi import FastAPI
 
 from service.app import create_app
 from service.engine.classifier import Classifier
-from service.server import websocket_options
+from service.server import protocol_options
 from service.settings import Settings
 from tests.service import onnx_models
 from ttmodels.data.encode import write_video
@@ -123,7 +123,7 @@ def running(settings: Settings) -> Iterator[Service]:
     async def serve() -> None:
         async with app.router.lifespan_context(app):
             config = uvicorn.Config(
-                app, port=0, lifespan="off", log_config=None, access_log=False, **websocket_options(settings)
+                app, port=0, lifespan="off", log_config=None, access_log=False, **protocol_options(settings)
             )
             server.append(uvicorn.Server(config))
             task = asyncio.create_task(server[0].serve())
