@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Literal
 
 from service import __version__
-from service.errors import StartError
+from service.errors import NotForClips, StartError
 from service.settings import Settings
 
 CHECK_LIMIT_S = 20.0
@@ -253,6 +253,7 @@ def _spool(settings: Settings) -> Found:
 
 
 def _models(settings: Settings) -> Found:
+    from service.cores import plan_cores
     from service.engine.folder import default_model, model_files, own_files
     from service.engine.provider import Choice, choose
     from service.engine.repository import BUNDLED
@@ -266,6 +267,7 @@ def _models(settings: Settings) -> Found:
         choice = Choice("cpu")
     bundled = model_files(BUNDLED)
     own = own_files(settings.models) if settings.models is not None else {}
+    largest = 0
     for (name, version), path in sorted((bundled | own).items()):
         try:
             session = Session(path, choice)
@@ -274,6 +276,16 @@ def _models(settings: Settings) -> Found:
             continue
         nodes = ", ".join(f"{count} nodes on {provider}" for provider, count in session.num_nodes.items())
         yield "ok", f"{name}/{version} runs on {session.provider}: {nodes}"
+        with contextlib.suppress(NotForClips):
+            largest = max(largest, session.clip_manifest().sampling.clip_bytes)
+    num_workers = plan_cores(settings.decode_workers).decode_workers
+    room = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else None
+    if room is not None and room < num_workers * largest:
+        yield (
+            "fault",
+            f"{num_workers} decoders hand over clips of {largest >> 10} KiB in /dev/shm, which has {room >> 10} KiB "
+            "free (shm_size in Docker)",
+        )
     name, fixed = default_model(settings.default_model, bundled | own, own, bundled)
     yield "ok", f"{name} answers by default, in its {f'version {fixed}' if fixed else 'latest version'}"
 

@@ -68,7 +68,8 @@ def install(app: FastAPI, max_upload_bytes: int, *, with_keys: bool = False, wit
                 for operation in operations.values():
                     if path not in PROBES:
                         operation["responses"] |= {str(status): deepcopy(about) for status, about in refusals.items()}
-                        operation["security"] = [{name: []} for name in _SCHEMES] if with_keys else []
+                        if with_keys:
+                            operation["security"] = [{name: []} for name in _SCHEMES]
                     if is_v2(path) and _NEVER_ANSWERED[0] in str(operation["responses"].get("422")):
                         del operation["responses"]["422"]
                     for status, answer in operation["responses"].items():

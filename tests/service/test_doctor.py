@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -99,6 +100,12 @@ def test_every_file_of_the_models_is_judged(tmp_path: Path, models: Path, monkey
     ]
     missing = found(Settings(models=tmp_path / "none"), "models", monkeypatch=monkeypatch)
     assert "found none at" in faults(missing)
+
+
+def test_too_little_shared_memory_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda where: SimpleNamespace(free=1 << 20))
+    findings = found(Settings(decode_workers=2), "models", monkeypatch=monkeypatch)
+    assert "2 decoders hand over clips of 900 KiB in /dev/shm, which has 1024 KiB free" in faults(findings)
 
 
 def test_a_spool_that_is_not_there_or_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -84,6 +86,19 @@ def test_no_driver_no_device_and_no_build(machine: SimpleNamespace) -> None:
     assert choose("auto", device_id=2).reason == "expected CUDA device 2, the driver has 2"
     machine.providers = [CPU]
     assert "has no CUDA provider" in str(choose("auto").reason)
+
+
+def test_requiring_cuda_in_vain_is_told_before_the_service_is_loaded() -> None:
+    """It takes less than 2 s on a machine with nothing else to do, most of it for ONNX Runtime and FFmpeg."""
+    code = (
+        "import sys; from service.__main__ import main; from service.engine import provider;"
+        "provider.cuda_fault = lambda device_id: 'libcudnn.so.9 cannot be loaded';"
+        "assert main(['--require-cuda', '--port', '0']) == 2;"
+        "assert not {'fastapi', 'uvicorn', 'service.app', 'service.engine.repository'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "ttvideo: CUDA was asked for and cannot be used: libcudnn.so.9 cannot be loaded\n"
 
 
 def test_requiring_cuda_in_vain_ends_the_start_in_one_line(
