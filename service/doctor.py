@@ -249,7 +249,9 @@ def _spool(settings: Settings) -> Found:
     if free < settings.max_upload_bytes:
         yield "note", f"{room}: less than one upload of {settings.max_upload_bytes >> 20} MiB, which is answered 507"
     else:
-        yield "ok", f"{room}, for {free // settings.max_upload_bytes} uploads of the largest size"
+        yield "ok", room
+    if settings.max_upload_bytes <= free < settings.max_spool_bytes:
+        yield "note", f"uploads may take {settings.max_spool_bytes >> 20} MiB together, which is more than is free"
 
 
 def _models(settings: Settings) -> Found:

@@ -35,6 +35,10 @@ class Metrics:
             registry=registry,
         )
         self.upload_bytes = Counter("ttvideo_upload_bytes", "Bytes of video received", registry=registry)
+        self.spool_bytes = Gauge("ttvideo_spool_bytes", "Bytes of uploads that wait or are decoded", registry=registry)
+        self.spool_bytes_limit = Gauge(
+            "ttvideo_spool_bytes_limit", "Bytes of uploads that may wait or be decoded", registry=registry
+        )
         self.frames_decoded = Counter("ttvideo_frames_decoded", "Frames handed to a model", registry=registry)
         self.batch_size = Histogram(
             "ttvideo_batch_size", "Clips in one run of a model", ["model"], buckets=_BATCH, registry=registry

@@ -157,6 +157,8 @@ class Classifier:
         metrics.encoded_streams.set_function(lambda: self.live_decoders.num_live)
         metrics.in_flight.set_function(lambda: self.admission.in_flight)
         metrics.in_flight_limit.set(self.admission.limit)
+        metrics.spool_bytes.set_function(lambda: self.spool.used_bytes)
+        metrics.spool_bytes_limit.set(self.spool.max_bytes)
         metrics.decode_workers_wanted.set(self.pool.num_workers)
         metrics.decode_workers.set_function(lambda: self.pool.num_alive)
         for layer in self.pool.layers:

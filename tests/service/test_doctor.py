@@ -113,6 +113,8 @@ def test_a_spool_that_is_not_there_or_small(tmp_path: Path, monkeypatch: pytest.
     assert "No such file" in faults(missing)
     (small,) = found(Settings(spool_dir=tmp_path, max_upload_bytes=1 << 60), "spool", monkeypatch=monkeypatch)
     assert (small.status, "less than one upload" in small.detail) == ("note", True)
+    _, bounded = found(Settings(spool_dir=tmp_path, max_spool_bytes=1 << 60), "spool", monkeypatch=monkeypatch)
+    assert (bounded.status, "more than is free" in bounded.detail) == ("note", True)
 
 
 def test_a_sandbox_that_is_off_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
