@@ -39,6 +39,12 @@ class Metrics:
         self.spool_bytes_limit = Gauge(
             "ttvideo_spool_bytes_limit", "Bytes of uploads that may wait or be decoded", registry=registry
         )
+        self.files = Counter(
+            "ttvideo_files",
+            "Files of requests with several; code is `ok` or the stable code of its own problem",
+            ["code"],
+            registry=registry,
+        )
         self.frames_decoded = Counter("ttvideo_frames_decoded", "Frames handed to a model", registry=registry)
         self.batch_size = Histogram(
             "ttvideo_batch_size", "Clips in one run of a model", ["model"], buckets=_BATCH, registry=registry

@@ -151,6 +151,8 @@ async def classify(
             classifier.metrics.upload_bytes.inc(sum(video.num_bytes for video in videos))
             if len(videos) > 1:
                 outcomes = await unless_gone(request, _answer_all(classifier, videos, asked))
+                for outcome in outcomes:
+                    classifier.metrics.files.labels(outcome.code if isinstance(outcome, RequestError) else "ok").inc()
                 return _json(_results(request, uploads, outcomes))
             try:
                 return _json(await unless_gone(request, classifier.answer(videos[0], asked)))

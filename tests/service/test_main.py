@@ -261,6 +261,53 @@ def test_classify_says_warnings_beside_the_answers(colours: tuple[str | Path, ..
     assert f"{path}: warning: " in done.stderr
 
 
+def test_classify_prints_a_timeline(colours: tuple[str | Path, ...], clips: dict[str, Path], tmp_path: Path) -> None:
+    bad = tmp_path / "bad.mp4"
+    bad.write_text("text")
+    with clips["green"].open("rb") as stdin:
+        done = run(*colours, "classify", "--window-s", "0.3", clips["red"], bad, "-", stdin=stdin)
+    assert done.returncode == 1
+    lines = done.stdout.splitlines()
+    assert re.fullmatch(rf"{clips['red']}: 0.00 to 0.80 s: red 0\.\d{{3}}", lines[0])
+    assert lines[1].startswith(f"{bad}: The upload is not a video")
+    assert re.fullmatch(r"-: 0.00 to 0.80 s: green 0\.\d{3}", lines[2])
+    done = run(*colours, "classify", "--window-s", "0.4", "--stride-s", "0.2", "--json", clips["red"])
+    (said,) = map(json.loads, done.stdout.splitlines())
+    with served(*colours) as (_, url, _):
+        params = {"window_s": 0.4, "stride_s": 0.2}
+        by_http = httpx.post(f"{url}/classify", content=clips["red"].read_bytes(), params=params).json()
+    del by_http["times_ms"], said["timeline"]["times_ms"]
+    assert said == {"file": str(clips["red"]), "timeline": by_http}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--window-s", "-1"), "window_s: Input should be greater than or equal to 0.01, got -1.0"),
+        (("--window-s", "1", "--stride-s", "2"), "stride_s: expected at most window_s, 1, got 2"),
+        (("--stride-s", "2"), "stride_s: expected window_s beside it, got 2 alone"),
+    ],
+)
+def test_classify_refuses_windows_that_cannot_be(
+    options: tuple[str, ...], said: str, colours: tuple[str | Path, ...], clips: dict[str, Path]
+) -> None:
+    done = run(*colours, "classify", *options, clips["red"])
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+def test_a_service_that_is_killed_leaves_no_upload_behind(
+    colours: tuple[str | Path, ...], clips: dict[str, Path], tmp_path: Path
+) -> None:
+    data = clips["blue"].read_bytes()
+    with served("--spool-dir", tmp_path, *colours) as (process, url, _), connected(url) as part:
+        part.sendall(POST % 100_000 + data)
+        wait_until(lambda: f"spool_bytes {float(len(data))}" in httpx.get(f"{url}/metrics").text, "it is on the disk")
+        process.kill()
+        process.wait(PATIENCE_S)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_classify_ends_quietly_where_nobody_reads_on(colours: tuple[str | Path, ...], clips: dict[str, Path]) -> None:
     command = [sys.executable, "-m", "service", "classify", *map(str, colours), *[str(clips["red"])] * 40]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

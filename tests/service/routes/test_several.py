@@ -22,9 +22,7 @@ from tests.service.routes.test_upload import FORM, LIMIT, form, talk
 
 
 def several(*files: Path | bytes) -> list[tuple[str, tuple[str, bytes]]]:
-    return [
-        ("file", (file.name, file.read_bytes()) if isinstance(file, Path) else ("data", file)) for file in files
-    ]
+    return [("file", (file.name, file.read_bytes()) if isinstance(file, Path) else ("data", file)) for file in files]
 
 
 def test_each_has_the_answer_that_it_has_alone(service: Service, clips: dict[str, Path]) -> None:
@@ -62,6 +60,7 @@ def test_one_that_fails_costs_the_others_nothing(service: Service, clips: dict[s
     for found in filter(None, problems):
         assert found["request_id"] == response.headers["x-request-id"]
     assert service.classifier.pool.num_replaced == 0
+    assert 'ttvideo_files_total{code="empty_upload"} 1.0' in service.get("/metrics").text
 
 
 def test_all_empty_is_the_request_s_fault(service: Service) -> None:

@@ -135,7 +135,10 @@ def test_the_answer_says_how_long_it_took(service: Service, changing: Path) -> N
         ({"window_s": "inf"}, "window_s: "),
         ({"stride_s": 1}, "stride_s: expected window_s beside it, got 1 alone"),
         ({"window_s": 1, "stride_s": 2}, "stride_s: expected at most window_s, 1, got 2"),
-        ({"window_s": 1, "sampling": "keyframes"}, "window_s: expected frames chosen by time or in a row, got keyframes"),
+        (
+            {"window_s": 1, "sampling": "keyframes"},
+            "window_s: expected frames chosen by time or in a row, got keyframes",
+        ),
     ],
 )
 def test_what_cannot_be_asked(service: Service, changing: Path, params: dict[str, Any], said: str) -> None:

@@ -170,14 +170,14 @@ def test_windows_that_overlap_too_much_are_refused_before_anything_is_decoded(
     make(tmp_path / "a.mp4", RECIPES[0])
     monkeypatch.setattr(windows, "HELD_BYTES", 20 * HEIGHT * WIDTH * 3)
     assert len(cut(tmp_path / "a.mp4", every(2, 1))) == 3
-    with pytest.raises(InvalidParameter, match="stride_s: expected windows that overlap less, got 2 s every 0.04 s"):
+    with pytest.raises(InvalidParameter, match=r"overlap less, got 2 s every 0\.04 s"):
         cut(tmp_path / "a.mp4", every(2, 0.04))
 
 
 def test_too_many_windows(tmp_path: Path) -> None:
     make(tmp_path / "a.mp4", RECIPES[0])
     assert len(cut(tmp_path / "a.mp4", every(1, 0.5, max_windows=7))) == 7
-    with pytest.raises(TooManyWindows, match="expected at most 6 windows, got 7: 4.0 s, one every 0.5 s"):
+    with pytest.raises(TooManyWindows, match=r"at most 6 windows, got 7: 4\.0 s, one every 0\.5 s"):
         cut(tmp_path / "a.mp4", every(1, 0.5, max_windows=6))
 
 

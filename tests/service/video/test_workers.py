@@ -18,10 +18,12 @@ import av
 import numpy as np
 import pytest
 
-from service.errors import DeadlineExceeded, DecoderCrashed, NotAVideo, StartError
+from service.errors import Busy, DeadlineExceeded, DecoderCrashed, NotAVideo, StartError
 from service.settings import Settings
-from service.video import Clip, ClipInfo, Sampling, decode_clip, process, workers
+from service.video import Clip, ClipInfo, Sampling, decode_clip, decode_windows, process, workers
+from service.video.assembly import WindowInfo
 from service.video.process import Policy
+from service.video.windows import Windowing
 from service.video.workers import DecodePool
 from tests.service.conftest import PATIENCE_S, eventually, lives, running, wait_until
 from ttmodels.data.encode import write_video
@@ -464,6 +466,125 @@ def test_a_cancelled_decode_stops_at_once(long_clip: Path) -> None:
 
     with_pool(test)
     assert min(took) < STOPPED_S, took
+
+
+def test_a_cancelled_timeline_stops_at_once_also_between_two_windows(long_clip: Path) -> None:
+    windowing = Windowing(window_s=0.4, stride_s=0.4, max_windows=1000)
+    took: list[float] = []
+
+    async def test(pool: DecodePool) -> None:
+        async def take(frames: np.ndarray, info: WindowInfo) -> None:
+            taken.append(info)
+            if len(taken) == 3:
+                await asyncio.sleep(PATIENCE_S)
+
+        taken: list[WindowInfo] = []
+        for _ in range(3):
+            (pid,) = pool.pids
+            taken.clear()
+            request = asyncio.create_task(pool.decode_windows(long_clip, SAMPLING, windowing, take, soon()))
+            await eventually(lambda: len(taken) == 3)
+            request.cancel()
+            began = time.monotonic()
+            await eventually(lambda pid=pid: not lives(pid))
+            took.append(time.monotonic() - began)
+            with pytest.raises(asyncio.CancelledError):
+                await request
+            await eventually(lambda: pool.num_idle == 1)
+
+    with_pool(test)
+    assert min(took) < STOPPED_S, took
+
+
+def test_what_takes_a_window_may_fail(clips: dict[str, Path]) -> None:
+    """Its error comes out, and the decoder, in the middle of something, is replaced."""
+
+    async def refuse(frames: np.ndarray, info: WindowInfo) -> None:
+        raise Busy("no place", retry_after_s=1.0)
+
+    async def test(pool: DecodePool) -> None:
+        windowing = Windowing(window_s=0.1, stride_s=0.1, max_windows=1000)
+        with pytest.raises(Busy, match="no place"):
+            await pool.decode_windows(clips["red"], SAMPLING, windowing, refuse, soon())
+        await pool.decode(clips["red"], SAMPLING, soon())
+
+    assert with_pool(test).num_replaced == 1
+
+
+def test_windows_through_the_pool_are_those_of_a_plain_decode(clips: dict[str, Path]) -> None:
+    windowing = Windowing(window_s=0.3, stride_s=0.1, max_windows=1000)
+    found: list[tuple[WindowInfo, bytes]] = []
+    expected: list[tuple[WindowInfo, bytes]] = []
+
+    async def take(frames: np.ndarray, info: WindowInfo) -> None:
+        await asyncio.sleep(0.01)
+        found.append((info, frames.tobytes()))
+
+    async def test(pool: DecodePool) -> None:
+        decoded = await pool.decode_windows(clips["red"], SAMPLING, windowing, take, soon())
+        out = np.zeros(SAMPLING.clip_shape, np.uint8)
+        info = decode_windows(
+            clips["red"], SAMPLING, windowing, lambda window: expected.append((window, out.tobytes())), out
+        )
+        assert decoded.result == info
+
+    assert with_pool(test).num_replaced == 0
+    assert len(expected) == 6
+    assert found == expected
+
+
+def test_more_windows_than_may_be_are_not_believed(clips: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(pool: DecodePool) -> None:
+        (decoder,) = pool._decoders
+        line = json.dumps({"window": asdict(WindowInfo(0.0, 1.0, (0.0,) * 6, (0.0,) * 6))}).encode()
+
+        async def nonsense() -> bytes:
+            return line + b"\n"
+
+        async def take(frames: np.ndarray, info: WindowInfo) -> None:
+            taken.append(info)
+
+        taken: list[WindowInfo] = []
+        monkeypatch.setattr(decoder._reader, "readline", nonsense)
+        windowing = Windowing(window_s=1, stride_s=1, max_windows=5)
+        with pytest.raises(DecoderCrashed):
+            await pool.decode_windows(clips["red"], SAMPLING, windowing, take, soon())
+        assert len(taken) == 5
+
+    assert with_pool(test).num_replaced == 1
+
+
+def peak_bytes(pid: int) -> int:
+    (line,) = (line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return 1024 * int(line.split()[1])
+
+
+@pytest.mark.slow
+def test_a_timeline_s_memory_does_not_grow_with_the_video(tmp_path: Path) -> None:
+    """Ten times as long, at pictures of 300 KB: the decoder's peak stays where it was."""
+    sampling = Sampling(num_frames=16, height=256, width=384)
+    peaks: list[int] = []
+    frames = np.random.default_rng(0).integers(0, 256, (25, 48, 64, 3), np.uint8)
+    for seconds in (30, 300):
+        write_video(tmp_path / f"{seconds}.mp4", np.concatenate([frames] * seconds), options={"preset": "ultrafast"})
+
+    async def take(frames: np.ndarray, info: WindowInfo) -> None:
+        pass
+
+    async def run() -> None:
+        for seconds in (30, 300):
+            pool = DecodePool(1, sampling.clip_bytes)
+            await pool.start()
+            try:
+                windowing = Windowing(window_s=3, stride_s=1, max_windows=1000)
+                path = tmp_path / f"{seconds}.mp4"
+                await pool.decode_windows(path, sampling, windowing, take, time.monotonic() + 60)
+                peaks.append(peak_bytes(pool.pids[0]))
+            finally:
+                await pool.close()
+
+    asyncio.run(run())
+    assert peaks[1] < peaks[0] + 24 * 2**20, peaks  # the packets and their numbers are held as well
 
 
 def test_a_client_that_hangs_up_stops_the_decoder_at_once(long_clip: Path, models: Path) -> None:
