@@ -28,7 +28,8 @@ python -m ttmodels.evaluate "$best" --data "$work/letters" --split "unseen: lett
 
 python -m exporters.to_onnx "$best" -o service/bundled/moving_digits/1/model.onnx \
     --description "Which way one or two things move before a background that stays: MNIST digits in training." \
-    --metrics "$work/test.json" --metrics "$work/balls.json" --metrics "$work/letters.json"
+    --metrics "$work/test.json" --metrics "$work/balls.json" --metrics "$work/letters.json" \
+    --precision int8 --streaming --evaluate "$work/test"
 
 mkdir -p service/bundled/samples
 for motion in down counter_clockwise shrinking; do

@@ -24,7 +24,8 @@ def session() -> Session:
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda path: path.name)
 def test_a_sample_is_what_its_name_says(session: Session, sample: Path) -> None:
     clip = decode_clip(sample, session.manifest.sampling)
-    logits, *_ = session.run(clip.frames[None], np.array([len(clip.frames)], np.int32))
+    state = {one.input: np.zeros((1, *one.shape), one.dtype) for one in session.states}
+    logits, *_ = session.run(clip.frames[None], np.array([len(clip.frames)], np.int32), state)
     believed = probabilities(logits[0], session.manifest)
     assert session.manifest.labels[int(believed.argmax())] == sample.stem
     assert believed.max() > 0.5

@@ -30,13 +30,15 @@ class Classifier:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.session = onnxruntime.InferenceSession(MODEL, options, providers=["CPUExecutionProvider"])
         manifest = json.loads(self.session.get_modelmeta().custom_metadata_map["ttvideo.manifest"])
+        shapes = {state["input"]: (1, *state["shape"]) for state in manifest["states"]}
+        self.at_the_start = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
         self.labels, sampling = manifest["labels"], manifest["sampling"]
         self.num_frames, self.width, self.height = sampling["num_frames"], sampling["width"], sampling["height"]
 
     def __call__(self, video: BinaryIO | str) -> dict[str, str | float]:
         frames = self.decode(video)
-        lengths = np.array([len(frames)], np.int32)
-        (logits,) = self.session.run(["logits"], {"frames": frames[None], "lengths": lengths})
+        inputs = {"frames": frames[None], "lengths": np.array([len(frames)], np.int32), **self.at_the_start}
+        (logits,) = self.session.run(["logits"], inputs)
         powers = np.exp(logits[0] - logits[0].max())
         best = int(powers.argmax())
         return {"label": self.labels[best], "probability": float(powers[best] / powers.sum())}

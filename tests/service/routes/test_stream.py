@@ -29,6 +29,7 @@ from service.video import decode_clip
 from service.video.process import Decoder
 from service.video.streaming import Pictures
 from tests.made import random_classifier, tiny_config
+from tests.service import onnx_models
 from tests.service.conftest import PATIENCE_S, Service, coloured_frames, lives, running, wait_until
 from tests.service.engine import streaming
 from tests.service.engine.streaming import logits_over_time
@@ -66,13 +67,20 @@ def moving(num_frames: int = 20) -> np.ndarray:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     models = tmp_path_factory.mktemp("models")
     streaming.save(models)
+    whole = onnx_models.manifest()
+    onnx_models.save(models, onnx_models.colours(whole), whole)
     return models
 
 
 @pytest.fixture(scope="module")
 def service(folder: Path) -> Iterator[Service]:
     settings = Settings(
-        models=folder, provider="cpu", decode_workers=2, max_encoded_streams=2, max_message_bytes=300_000
+        models=folder,
+        default_model="sums",
+        provider="cpu",
+        decode_workers=2,
+        max_encoded_streams=2,
+        max_message_bytes=300_000,
     )
     with running(settings) as running_service:
         yield running_service
@@ -232,7 +240,7 @@ def refused(socket: ClientConnection, code: str, close: int) -> Message:
     ("query", "code", "said"),
     [
         ({"model": "shapes"}, "unknown_model", "expected one of .*sums/1; got shapes"),
-        ({"model": "moving_digits"}, "not_for_pieces", "expected a model that was exported with --streaming"),
+        ({"model": "colours"}, "not_for_pieces", "expected a model that was exported with --streaming"),
         ({"format": "png"}, "invalid_parameter", "format: .*'jpeg' or 'encoded', got 'png'"),
         ({"top_k": 0}, "invalid_parameter", "top_k: .*got '0'"),
         ({"top_k": 4}, "invalid_parameter", "top_k: expected 1 to 3"),

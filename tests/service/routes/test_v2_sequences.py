@@ -14,6 +14,7 @@ from tritonclient.http import InferenceServerClient, InferRequestedOutput, Infer
 from tritonclient.utils import InferenceServerException
 
 from service.settings import Settings
+from tests.service import onnx_models
 from tests.service.conftest import Service, running, wait_until
 from tests.service.engine import streaming
 from tests.service.engine.streaming import clip, logits_over_time
@@ -26,12 +27,16 @@ CLOSE = 1e-5
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     models = tmp_path_factory.mktemp("models")
     streaming.save(models)
+    whole = onnx_models.manifest()
+    onnx_models.save(models, onnx_models.colours(whole), whole)
     return models
 
 
 @pytest.fixture(scope="module")
 def service(folder: Path) -> Iterator[Service]:
-    with running(Settings(models=folder, provider="cpu", decode_workers=1, max_sequences=50)) as running_service:
+    with running(
+        Settings(models=folder, default_model="sums", provider="cpu", decode_workers=1, max_sequences=50)
+    ) as running_service:
         yield running_service
 
 
@@ -136,7 +141,7 @@ def test_metadata(client: InferenceServerClient) -> None:
         "a": True,
         "b": True,
     }
-    assert "sequence_batching" not in client.get_model_config("moving_digits")
+    assert "sequence_batching" not in client.get_model_config("colours")
 
 
 def test_too_many_and_many_at_once(service: Service, client: InferenceServerClient) -> None:
