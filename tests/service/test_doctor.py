@@ -8,6 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,12 @@ from service.settings import Settings
 from tests.service.conftest import lives
 
 SECRET = "a-secret-key-of-alice"
+
+
+@pytest.fixture(autouse=True)
+def no_decoder_was_started() -> None:
+    """As in the process that the command has for itself, whose children need not share an older one's server."""
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
 
 
 def found(settings: Settings, *names: str, monkeypatch: pytest.MonkeyPatch) -> list[Finding]:
