@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -176,7 +176,7 @@ class LiveDecoders:
     def __init__(self, limit: int, policy: Policy) -> None:
         self.limit = limit
         self.num_live = 0
-        self._policy = policy
+        self._policy = replace(policy, device="cpu")  # a GPU takes no stream that cannot be wound back
 
     @asynccontextmanager
     async def open(self, sampling: Sampling, rate: float | None, deadline_s: float) -> AsyncIterator[Encoded]:

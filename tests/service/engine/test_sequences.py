@@ -49,6 +49,7 @@ class Gated(Session):
         self.gate.set()
         self.fail = False
         self.batches: list[int] = []
+        self.num_done = 0
         super().__init__(path, Choice("cpu", "because"))
 
     def run(
@@ -58,7 +59,9 @@ class Gated(Session):
         assert self.gate.wait(PATIENCE_S)
         if self.fail:
             raise RuntimeError("a fault")
-        return super().run(frames, lengths, state)
+        outputs = super().run(frames, lengths, state)
+        self.num_done += 1
+        return outputs
 
 
 class Room:
@@ -228,13 +231,17 @@ def test_7117_a_late_run_does_not_move_a_state_that_its_caller_was_told_nothing_
         with pytest.raises(DeadlineExceeded):
             await sequence.step(frames[2:4], time.monotonic() + 0.05)
         room.session.gate.set()
+        await eventually(lambda: room.session.num_done == 2)
+        await asyncio.sleep(0.02)
         again = await sequence.step(frames[2:4], soon())
         check(again.logits_over_time, frames, 2)
         gone = await room.running(frames[4:], sequence)
         gone.cancel()
-        room.session.gate.set()
         with pytest.raises(asyncio.CancelledError):
             await gone
+        room.session.gate.set()
+        await eventually(lambda: room.session.num_done == 4)
+        await asyncio.sleep(0.02)
         check((await sequence.step(frames[4:], soon())).logits_over_time, frames, 4)
 
     with_room(path, test)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -13,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -24,6 +26,9 @@ from websockets.sync.client import ClientConnection, connect
 
 from exporters import to_onnx
 from service.engine.session import Session
+from service.errors import SequenceExpired
+from service.routes.messages import End
+from service.routes.stream import _Talk
 from service.settings import Settings
 from service.video import decode_clip
 from service.video.process import Decoder
@@ -440,6 +445,48 @@ def test_who_sends_faster_than_it_is_decoded_is_held_up_and_loses_nothing(
     frames = decode_clip(path, service.classifier.repository.find("sums").session.clip_manifest().sampling.every(20))
     expected = softmax(logits_over_time(np.concatenate([frames.frames] * 20)))
     np.testing.assert_allclose([probabilities(one) for one in heard[:-1]], expected, atol=CLOSE)
+
+
+def test_a_client_that_does_not_read_is_not_waited_for() -> None:
+    class Deaf:
+        state = SimpleNamespace(request_id="mine")
+
+        async def send_text(self, text: str) -> None:
+            await asyncio.sleep(PATIENCE_S)
+
+    async def say() -> None:
+        talk = _Talk(Deaf(), 0.02)  # type: ignore[arg-type]
+        with pytest.raises(SequenceExpired, match="expected a client that reads"):
+            await talk.say(End(num_steps=0, label=None, probability=None, top_k=[], warnings=[]))
+
+    asyncio.run(say())
+
+
+def test_broken_streams_are_answered(service: Service, tmp_path: Path) -> None:
+    """Whatever comes, the stream ends by an `end` or an error of the client's, and the service goes on."""
+    chance = random.Random(5)
+    for suffix, (codec, options) in CONTAINERS.items():
+        path = tmp_path / f"clip.{suffix}"
+        write(path, moving(), codec, **options)
+        for kind in range(4):
+            data, place = bytearray(path.read_bytes()), chance.randrange(path.stat().st_size)
+            match kind:
+                case 0:
+                    for _ in range(20):
+                        data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+                case 1:
+                    del data[place:]
+                case 2:
+                    del data[:place]
+                case 3:
+                    data[place:place] = chance.randbytes(2000)
+            with opened(service, format="encoded") as socket:
+                hear(socket)
+                with contextlib.suppress(ConnectionClosed):
+                    socket.send(bytes(data))
+                    socket.send('{"type": "end"}')
+                last = hear_all(socket)[-1]
+            assert last["type"] == "end" or last["status"] in (415, 422), last
 
 
 def test_plain_http_is_answered(service: Service) -> None:
