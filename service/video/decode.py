@@ -79,8 +79,8 @@ def decode_clip(
         sampling: which frames, and their form.
         out: uint8 [time, height, width, 3] to write to; a new array without it.
         bounds: how large the video may be.
-        threads: of the decoder. One is best where other clips wait; all cores speed up a large video alone, where not
-            all of it must be decoded.
+        threads: of the decoder. One is best where other clips wait; all cores speed up a video of large pictures alone,
+            where not all of it must be decoded.
         accelerator: a GPU to decode what it can; what it cannot comes from the CPU, with a warning.
 
     Raises:

@@ -23,8 +23,9 @@ filling fresh memory takes as long as reading."""
 _NO_TIME = {"h264", "hevc"}
 """Streams without a container, of which FFmpeg gives out packets without times."""
 
-THREADS_PAY = 2_000_000
-"""Pixels, of all pictures together, below which to start a decoder's threads costs more than they save."""
+THREADS_PAY = 500_000
+"""Pixels of a picture below which a decoder's threads wait for each other longer than they work: at 320x240 two of them
+take a half more of the processor than one, and no less time."""
 
 _NO_PRESENTATION_TIME = {"avi"} | _NO_TIME
 """Containers that store decoding order only: their n-th picture on display carries the n-th smallest time stamp."""
@@ -80,7 +81,7 @@ class Timeline:
 
 
 def read_timeline(container: InputContainer, stream: VideoStream, bounds: Bounds, notes: Notes) -> Timeline:
-    """Read all packets: headers lie about counts and durations. A small video's decoder is left one thread.
+    """Read all packets: headers lie about counts and durations. A decoder of small pictures is left one thread.
 
     Raises:
         UndecodableVideo: no packet has a time.
@@ -138,7 +139,7 @@ def read_timeline(container: InputContainer, stream: VideoStream, bounds: Bounds
         notes.add(f"the header counts {stream.frames} frames, the stream holds {len(natures)}")
     if _varies(ticks):
         notes.add("the frame rate varies")
-    if len(natures) * stream.width * stream.height < THREADS_PAY:
+    if stream.width * stream.height < THREADS_PAY:
         stream.codec_context.thread_count = 1
     doubt = doubt or next((nature.doubt for nature in natures if nature.doubt), "")
     if not doubt and len(timed) < len(shown):
