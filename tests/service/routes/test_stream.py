@@ -230,6 +230,26 @@ def test_an_exported_model(tmp_path: Path) -> None:
         np.testing.assert_allclose(got, [step["probabilities"] for step in answer["over_time"]], atol=CLOSE)
 
 
+def test_the_bundled_model(service: Service, tmp_path: Path) -> None:
+    """In int8: a frame at a time as the clip at once."""
+    path = tmp_path / "clip.mkv"
+    pictures = write(path, moving(16), "mjpeg")
+    model = service.classifier.repository.find("moving_digits")
+    session, manifest = model.session, model.session.clip_manifest()
+    frames = decode_clip(path, manifest.sampling.every(16)).frames
+    _, over_time, _ = session.run(
+        frames[None], np.array([16], np.int32), {n: v[None] for n, v in model.initial_state.items()}
+    )
+    with opened(service, model="moving_digits", top_k=len(manifest.labels)) as socket:
+        hear(socket)
+        for picture in pictures:
+            socket.send(picture)
+        socket.send('{"type": "end"}')
+        *steps, _ = hear_all(socket)
+    got = [probabilities(step, manifest.labels) for step in steps]
+    np.testing.assert_allclose(got, softmax(over_time[0] / manifest.temperature), atol=CLOSE)
+
+
 # --- errors -------------------------------------------------------------------------------------------------------
 
 
