@@ -10,8 +10,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.logs import LogFormat
 from service.video.bounds import Bounds
+from service.video.child import Policy
 from service.video.device import Device
-from service.video.process import Policy
 from service.video.sandbox import Limits, Mode
 
 Provider = Literal["auto", "cpu", "cuda"]

@@ -17,7 +17,8 @@ from typing import Protocol
 import numpy as np
 
 from service.errors import Busy, DeadlineExceeded, DecoderCrashed, RequestError, UndecodableVideo
-from service.video.process import Decoder, Policy
+from service.video.child import Policy
+from service.video.process import Decoder
 from service.video.sampling import Sampling
 from service.video.workers import DecodePool
 

@@ -17,8 +17,9 @@ from typing import Generic, TypeVar
 
 from service.errors import DeadlineExceeded, DecoderCrashed, StartError
 from service.trace import stage
+from service.video.child import Policy
 from service.video.decode import Clip, ClipInfo
-from service.video.process import Decoder, Policy, Take, prepare
+from service.video.process import Decoder, Take, prepare
 from service.video.sampling import Sampling
 from service.video.sandbox import Layer
 from service.video.windows import Windowing

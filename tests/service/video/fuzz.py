@@ -30,7 +30,8 @@ import numpy as np
 
 from service.errors import DeadlineExceeded, DecoderCrashed, RequestError
 from service.video import Sampling, decode_clip, process
-from service.video.process import Policy, _usage
+from service.video.child import Policy
+from service.video.process import _usage
 from service.video.workers import DecodePool
 from ttmodels.data.encode import PIXEL_FORMATS
 

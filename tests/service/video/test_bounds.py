@@ -24,9 +24,9 @@ from service.errors import (
     VideoTooLong,
 )
 from service.settings import Settings
-from service.video import Sampling, decode_clip, process
+from service.video import Sampling, child, decode_clip
 from service.video.bounds import Bounds
-from service.video.process import Policy
+from service.video.child import Policy
 from service.video.sandbox import Limits
 from service.video.workers import DecodePool
 from tests.service.conftest import PATIENCE_S, coloured_frames, running
@@ -46,7 +46,7 @@ def refusal(path: Path, bounds: Bounds | None = None) -> RequestError:
     try:
         with path.open("rb") as upload:
             began = time.process_time()
-            reply = process._run(upload.fileno(), SAMPLING, slot, bounds or Bounds())
+            reply = child.run(upload.fileno(), SAMPLING, slot, bounds or Bounds())
             spent_s = time.process_time() - began
     finally:
         slot.close()

@@ -19,9 +19,9 @@ from service.errors import StartError
 from service.settings import Settings
 from service.video import Clip, Sampling, decode, decode_clip
 from service.video.bounds import Bounds
+from service.video.child import Policy
 from service.video.device import CODECS, FORMATS, Accelerator
 from service.video.picture import Resizer
-from service.video.process import Policy
 from service.video.workers import DecodePool
 from tests.service.video.making import Recipe, make, scenery
 

@@ -19,7 +19,7 @@ import pytest
 from service.errors import NotAVideo, RequestError
 from service.settings import Settings
 from service.video import Sampling, decode_clip
-from service.video.process import Policy
+from service.video.child import Policy
 from service.video.sandbox import Mode
 from service.video.workers import DecodePool
 from tests.conftest import REAL_CLIPS

@@ -18,8 +18,8 @@ import pytest
 
 from service.errors import StartError
 from service.settings import Settings
-from service.video import process, sandbox
-from service.video.process import Policy
+from service.video import child, sandbox
+from service.video.child import Policy
 from service.video.sandbox import Layer
 from service.video.workers import DecodePool
 from tests.service.conftest import Service, running
@@ -271,11 +271,11 @@ def test_the_filter_of_each_architecture(machine: str, numbers: dict[str, int]) 
 
 def test_a_required_sandbox_that_cannot_be_had_is_no_start(monkeypatch: pytest.MonkeyPatch) -> None:
     layers = [Layer("limits", True, "all"), Layer("landlock", False, "this kernel has no Landlock")]
-    monkeypatch.setattr(process, "enter", lambda limits, with_driver: layers)
-    assert process._give_up(Policy(sandbox="auto")) == layers
-    assert process._give_up(Policy(sandbox="off")) == []
+    monkeypatch.setattr(child, "enter", lambda limits, with_driver: layers)
+    assert child.give_up(Policy(sandbox="auto")) == layers
+    assert child.give_up(Policy(sandbox="off")) == []
     with pytest.raises(StartError, match=r"lacks landlock \(this kernel has no Landlock\)"):
-        process._give_up(Policy(sandbox="required"))
+        child.give_up(Policy(sandbox="required"))
 
 
 def test_a_limit_that_is_tighter_already_stays() -> None:
@@ -322,7 +322,7 @@ def test_a_decoder_holds_nothing_but_its_channel_and_its_memory() -> None:
 def test_nothing_is_left_to_be_imported() -> None:
     """A decoder cannot open files, so what PyAV imports only when it is needed must be there from the start."""
     script = (
-        "import sys, pkgutil, av, service.video.process;"
+        "import sys, pkgutil, av, service.video.child;"
         "print([m.name for m in pkgutil.walk_packages(av.__path__, 'av.') if m.name not in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

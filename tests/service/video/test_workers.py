@@ -22,7 +22,7 @@ from service.errors import Busy, DeadlineExceeded, DecoderCrashed, NotAVideo, St
 from service.settings import Settings
 from service.video import Clip, ClipInfo, Sampling, decode_clip, decode_windows, process, workers
 from service.video.assembly import WindowInfo
-from service.video.process import Policy
+from service.video.child import Policy
 from service.video.windows import Windowing
 from service.video.workers import DecodePool
 from tests.service.conftest import PATIENCE_S, eventually, lives, running, wait_until
