@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from service import checks
 from service import doctor as module
 from service.__main__ import main
 from service.doctor import CHECKS, Finding, doctor, examine
@@ -110,7 +111,7 @@ def test_every_file_of_the_models_is_judged(tmp_path: Path, models: Path, monkey
 
 
 def test_too_little_shared_memory_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda where: SimpleNamespace(free=1 << 20))
+    monkeypatch.setattr(checks.shutil, "disk_usage", lambda where: SimpleNamespace(free=1 << 20))
     findings = found(Settings(decode_workers=2), "models", monkeypatch=monkeypatch)
     assert "2 decoders hand over clips of 900 KiB in /dev/shm, which has 1024 KiB free" in faults(findings)
 
