@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,11 +46,12 @@ class Spool:
         with _asking_for_room():
             # Without a buffer: what could not be written is not tried again when the file is closed.
             opened = tempfile.TemporaryFile(prefix="ttvideo-", dir=self._folder, buffering=0)  # noqa: SIM115
-        with opened, Path(f"/dev/fd/{opened.fileno()}").open("rb", buffering=0) as to_read:
-            file = SpoolFile(self, opened, to_read.fileno())
+        with opened:
+            file = SpoolFile(self, opened, os.open(f"/dev/fd/{opened.fileno()}", os.O_RDONLY | os.O_CLOEXEC))
             try:
                 yield file
             finally:
+                os.close(file.descriptor)
                 self.used_bytes -= file.num_bytes
 
     def check_room(self, num_bytes: int) -> None:

@@ -6,7 +6,8 @@ import asyncio
 import time
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Request, Response
+from pydantic import Field
 
 from service.engine.classifier import Classifier, Question, Video, question
 from service.errors import (
@@ -37,6 +38,7 @@ from service.errors import (
 )
 from service.routes.hangup import unless_gone
 from service.routes.problem import described, problems
+from service.routes.query import Query, parameters, read
 from service.routes.upload import FIELD, Upload, receive_uploads
 from service.schemas import Classification, FileResult, Results, Timeline
 
@@ -66,10 +68,30 @@ _BODY = {
 }
 
 
+class Asked(Query):
+    """The query of /classify."""
+
+    top_k: Annotated[int, Field(ge=1)] | None = None
+    """How many labels; 5 or all without it."""
+    model: str | None = None
+    """A model's name; the default model without it."""
+    version: str | None = None
+    """A model's version; the latest without it."""
+    sampling: Literal["keyframes"] | None = None
+    """`keyframes` takes keyframes, spread over the clip, instead of the frames that the model was trained to see: a
+    quick answer for a very long clip, and not an exact one (`clip.exact` is false). Without it the model's own sampling
+    holds."""
+    window_s: Annotated[float, Field(ge=0.01, le=MAX_WINDOW_S)] | None = None
+    """Seconds of a window: the answer is a timeline, for which each window is classified as if it were cut out of the
+    video."""
+    stride_s: Annotated[float, Field(ge=0.01, le=MAX_WINDOW_S)] | None = None
+    """Seconds from the start of a window to that of the next, at most `window_s`, and as much without it."""
+
+
 @router.post(
     "/classify",
     response_model=Classification | Timeline | Results,
-    openapi_extra=_BODY,
+    openapi_extra={"parameters": parameters(Asked), **_BODY},
     responses=problems(
         EmptyUpload,
         MalformedUpload,
@@ -96,38 +118,7 @@ _BODY = {
         NoRoom,
     ),
 )
-async def classify(
-    request: Request,
-    top_k: Annotated[int | None, Query(ge=1, description="How many labels; 5 or all without it.")] = None,
-    model: Annotated[str | None, Query(description="A model's name; the default model without it.")] = None,
-    version: Annotated[str | None, Query(description="A model's version; the latest without it.")] = None,
-    sampling: Annotated[
-        Literal["keyframes"] | None,
-        Query(
-            description="`keyframes` takes keyframes, spread over the clip, instead of the frames that the model was "
-            "trained to see: a quick answer for a very long clip, and not an exact one (`clip.exact` is false). "
-            "Without it the model's own sampling holds."
-        ),
-    ] = None,
-    window_s: Annotated[
-        float | None,
-        Query(
-            ge=0.01,
-            le=MAX_WINDOW_S,
-            description="Seconds of a window: the answer is a timeline, for which each window is classified as if it "
-            "were cut out of the video.",
-        ),
-    ] = None,
-    stride_s: Annotated[
-        float | None,
-        Query(
-            ge=0.01,
-            le=MAX_WINDOW_S,
-            description="Seconds from the start of a window to that of the next, at most `window_s`, and as much "
-            "without it.",
-        ),
-    ] = None,
-) -> Response:
+async def classify(request: Request) -> Response:
     """Classify a video, or several.
 
     One is answered by its class, or with `window_s` by its timeline. Several are answered by a list, in their order, in
@@ -135,8 +126,16 @@ async def classify(
     """
     classifier: Classifier = request.app.state.classifier
     settings = classifier.settings
-    with classifier.repository.use(model, version) as chosen, classifier.admission.admit():
-        asked = question(chosen, settings, top_k=top_k, sampling=sampling, window_s=window_s, stride_s=stride_s)
+    query = read(request, Asked)
+    with classifier.repository.use(query.model, query.version) as chosen, classifier.admission.admit():
+        asked = question(
+            chosen,
+            settings,
+            top_k=query.top_k,
+            sampling=query.sampling,
+            window_s=query.window_s,
+            stride_s=query.stride_s,
+        )
         began = time.monotonic()
         async with receive_uploads(
             request,

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from service.engine.batcher import Inference
 from service.engine.classifier import Classifier, check_top_k
@@ -21,6 +21,7 @@ from service.engine.sequences import Sequence
 from service.engine.session import probabilities
 from service.errors import Busy, InvalidMessage, InvalidParameter, RequestError, SequenceExpired
 from service.routes.messages import End, Expected, Ready, StreamError, StreamStep
+from service.routes.query import Query, read
 from service.schemas import ModelName, ScoredLabel
 from service.video.streaming import Pictures, Source
 
@@ -37,8 +38,8 @@ LAST_WORD_S = 2.0
 """How long a client may take to hear why its stream ends."""
 
 
-class Asked(BaseModel):
-    """The query."""
+class Asked(Query):
+    """The query of /stream."""
 
     model: str | None = None
     version: str | None = None
@@ -123,11 +124,7 @@ class _Talk:
 
 
 def _read(websocket: WebSocket) -> Asked:
-    try:
-        asked = Asked.model_validate(dict(websocket.query_params))
-    except ValidationError as error:
-        faults = (f"{fault['loc'][0]}: {fault['msg']}, got {fault['input']!r}" for fault in error.errors())
-        raise InvalidParameter("; ".join(faults)) from error
+    asked = read(websocket, Asked)
     if asked.rate is not None and asked.format == "jpeg":
         raise InvalidParameter("rate: expected none with format=jpeg, whose pictures have no time, so that all count")
     return asked
