@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr, StringConstraints
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.logs import LogFormat
@@ -21,7 +22,13 @@ def _words(value: Any) -> Any:
     return value.replace(",", " ").split() if isinstance(value, str) else value
 
 
-Origin = Annotated[str, StringConstraints(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/\s,]+)$")]
+def _site(value: str) -> str:
+    if not re.fullmatch(r"\*|[a-z][a-z0-9+.-]*://[^/\s,]+", value):
+        raise ValueError("expected a site as https://example.org, without a path, or *")
+    return value
+
+
+Origin = Annotated[str, AfterValidator(_site)]
 Graphs = Literal["auto", "on", "off"]
 
 
@@ -114,6 +121,13 @@ class Settings(BaseSettings):
     """Web sites whose pages may ask from a browser, as https://example.org, separated by spaces or commas; or *."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: LogFormat = "text"
+
+    @field_validator("rate_burst")
+    @classmethod
+    def _burst_of_a_rate(cls, burst: int | None, given: ValidationInfo) -> int | None:
+        if burst is not None and "rate_limit" in given.data and given.data["rate_limit"] is None:
+            raise ValueError("expected rate_limit beside it")
+        return burst
 
     def decoder_policy(self) -> Policy:
         """The settings that a decoder process follows."""

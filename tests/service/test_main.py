@@ -18,6 +18,7 @@ from typing import IO
 import httpx
 import pytest
 
+import service.doctor
 from service import __version__
 from service.__main__ import main
 from service.server import listen
@@ -195,6 +196,42 @@ def test_bad_settings_are_one_clear_line(capsys: pytest.CaptureFixture[str], mon
     assert "ttvideo: settings: max_batch: " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--rate-burst", "5"], "rate_burst: expected rate_limit beside it, got 5"),
+        (
+            ["--cors-origins", "https://a.org/page"],
+            "cors_origins.0: expected a site as https://example.org, without a path, or *, got 'https://a.org/page'",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_say_what_would(
+    options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(options) == 2
+    assert capsys.readouterr().err == f"ttvideo: settings: {said}\n"
+
+
+def test_a_misspelt_variable_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setenv("TTVIDEO_MAX_QUEU", "8")
+    monkeypatch.setenv("TTVIDEO_MAX_QUEUE", "8")
+    monkeypatch.setattr(service.doctor, "doctor", lambda settings, as_json: settings.max_queue)
+    assert main(["doctor"]) == 8
+    assert [record.getMessage() for record in caplog.records] == [
+        "TTVIDEO_MAX_QUEU in the environment is no setting of this service"
+    ]
+
+
+def test_doctor_takes_every_option_after_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Settings] = []
+    monkeypatch.setattr(service.doctor, "doctor", lambda settings, as_json: seen.append(settings) or 0)
+    given = ["--port", "9000", "--open-metrics", "--api-keys-file", "keys", "--log-level", "error"]
+    assert main(["doctor", *given]) == main([*given, "doctor"]) == 0
+    assert seen[0] == seen[1]
+    assert (seen[0].port, seen[0].open_metrics, seen[0].api_keys_file) == (9000, True, Path("keys"))
+
+
 def test_classify_answers_each_file(colours: tuple[str | Path, ...], clips: dict[str, Path], tmp_path: Path) -> None:
     bad = tmp_path / "bad.mp4"
     bad.write_text("text")
@@ -345,7 +382,7 @@ def test_classify_with_an_unknown_model_starts_nothing(colours: tuple[str | Path
 
 
 def test_help_needs_nothing_heavy() -> None:
-    code = "import sys; from service.__main__ import _parser; _parser(); print('onnxruntime' in sys.modules)"
+    code = "import sys; from service.options import parser; parser(); print('onnxruntime' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=dict(os.environ)
     )
