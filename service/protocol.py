@@ -1,11 +1,16 @@
-"""HTTP as the server reads it: by llhttp, which is C, with a bound where that has none."""
+"""HTTP and WebSockets as the server reads them: by llhttp and websockets, with bounds where these have none."""
 
 from __future__ import annotations
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import asyncio
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 MAX_HEAD_BYTES = 64 * 1024
 """Of a request's head, and of whatever else brings nothing of a body: trailers, extensions of chunks."""
+HEAD_TIMEOUT_S = 20.0
+"""From a connection's beginning, or from the first byte of a further request, to the end of the head."""
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -15,16 +20,45 @@ class BoundedProtocol(HttpToolsProtocol):
 
     _progress = False
     _num_idle_bytes = 0
+    _in_head = False
+    _patience: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._patience = self.loop.call_later(HEAD_TIMEOUT_S, self._head_too_slow)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._wait_no_longer()
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         self._progress = False
         super().data_received(data)
+        if self.transport.is_closing():
+            return
         self._num_idle_bytes = 0 if self._progress else self._num_idle_bytes + len(data)
-        if self._num_idle_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+        if self._num_idle_bytes > MAX_HEAD_BYTES:
             self.send_400_response(f"Expected a head of at most {MAX_HEAD_BYTES} bytes.")
+        elif self._between_requests and self.timeout_keep_alive_task is None:
+            # What came was the rest of a body that nobody wanted, or an empty line: no reason to wait for ever.
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
+    @property
+    def _between_requests(self) -> bool:
+        return self.cycle is not None and self.cycle.response_complete and not self._in_head
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head = True
+        if self._patience is None:
+            self._patience = self.loop.call_later(HEAD_TIMEOUT_S, self._head_too_slow)
 
     def on_headers_complete(self) -> None:
         self._progress = True
+        self._in_head = False
+        self._wait_no_longer()
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -34,3 +68,28 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._progress = True
         super().on_message_complete()
+
+    def _wait_no_longer(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+    def _head_too_slow(self) -> None:
+        self._patience = None
+        if self.transport.is_closing():
+            return
+        if self._in_head:
+            said = f"Expected the head of a request within {HEAD_TIMEOUT_S:g} s."
+            head = "content-type: text/plain; charset=utf-8\r\nconnection: close\r\n"
+            self.transport.write(STATUS_LINE[408] + f"{head}content-length: {len(said)}\r\n\r\n{said}".encode("ascii"))
+        self.transport.close()
+
+
+class BoundedWebSocket(WebSocketsSansIOProtocol):
+    """Pings of a client that does not read are not answered: the answers would pile up."""
+
+    def handle_ping(self) -> None:
+        if self.writable.is_set():
+            super().handle_ping()
+        else:
+            self.conn.data_to_send()

@@ -19,7 +19,7 @@ from service.engine.classifier import Classifier
 from service.engine.repository import BUNDLED
 from service.errors import StartError
 from service.logs import structured
-from service.protocol import BoundedProtocol
+from service.protocol import BoundedProtocol, BoundedWebSocket
 from service.settings import Settings
 from service.spans import from_environment
 
@@ -29,6 +29,8 @@ BACKLOG = 1024
 KEEP_ALIVE_S = 75
 """How long a connection stays open between two requests: longer than proxies keep theirs, and than Retry-After has a
 client wait, so that it is not this side that closes just when a request comes."""
+UNREAD_S = 60
+"""Who takes nothing of what was sent for so long is disconnected, by the kernel."""
 SHUTDOWN_GRACE_S = 3
 """Past the deadline of a clip by this much a shutdown waits for clients to take their answers."""
 
@@ -66,7 +68,7 @@ def protocol_options(settings: Settings) -> dict[str, Any]:
     and idle ones are ended anyway. No compression: video has had it."""
     return {
         "http": BoundedProtocol,
-        "ws": "websockets-sansio",
+        "ws": BoundedWebSocket,
         "ws_max_size": settings.max_message_bytes,
         "ws_ping_interval": None,
         "ws_per_message_deflate": False,
@@ -132,6 +134,8 @@ def listen(host: str, port: int) -> socket.socket:
         # Connections inherit it. Without it the kernel holds the end of an answer back for 40 ms; asyncio turns it on
         # by itself only for sockets that it made.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # of Linux
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_S * 1000)
         return listener
     except OSError as error:
         if error.errno == errno.EADDRINUSE:

@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 import service.doctor
-from service import __version__
+from service import __version__, server
 from service.__main__ import main
 from service.server import listen
 from service.settings import Settings
@@ -395,3 +395,13 @@ def test_answers_are_not_held_back() -> None:
         accepted, _ = listener.accept()
         with accepted:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="of Linux")
+def test_who_does_not_read_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the kernel, so also where only what is unread keeps a connection."""
+    monkeypatch.setattr(server, "UNREAD_S", 1)
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted, pytest.raises(TimeoutError):
+            accepted.sendall(bytes(100_000_000))

@@ -1,13 +1,19 @@
-"""What no parser bounds by itself is bounded: heads, trailers, extensions of chunks."""
+"""What no parser bounds by itself is bounded: heads, trailers, extensions of chunks, waits, and answers to pings."""
 
 from __future__ import annotations
 
+import re
+import resource
 import socket
+import struct
+import time
 from collections.abc import Iterator
 from itertools import chain, repeat
+from pathlib import Path
 
 import pytest
 
+from service import protocol
 from service.protocol import MAX_HEAD_BYTES
 from tests.service.conftest import PATIENCE_S, Service
 
@@ -44,6 +50,58 @@ def test_a_body_in_small_chunks_may_be_longer_than_a_head(service: Service) -> N
     with socket.create_connection(service.address, timeout=PATIENCE_S) as connection:
         connection.sendall(CHUNKED + body)
         assert connection.recv(100).startswith(b"HTTP/1.1 415")
+
+
+@pytest.mark.parametrize(
+    ("sent", "statuses"),
+    [
+        (b"", []),
+        (b"\r\n", []),
+        (b"POST /classify HT", [b"408"]),
+        (START, [b"408"]),
+        (b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\nGET /livez", [b"200", b"408"]),
+    ],
+    ids=["nothing", "an empty line", "half a line", "half a head", "half a second head"],
+)
+def test_who_does_not_end_a_head_is_not_waited_for(
+    service: Service, monkeypatch: pytest.MonkeyPatch, sent: bytes, statuses: list[bytes]
+) -> None:
+    monkeypatch.setattr(protocol, "HEAD_TIMEOUT_S", 0.1)
+    with socket.create_connection(service.address, timeout=PATIENCE_S) as connection:
+        connection.sendall(sent)
+        answer = _read_all(connection)
+    assert re.findall(rb"HTTP/1.1 (\d+)", answer) == statuses
+
+
+def test_a_head_that_came_in_time_bounds_no_body(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "HEAD_TIMEOUT_S", 0.05)
+    with socket.create_connection(service.address, timeout=PATIENCE_S) as connection:
+        connection.sendall(CHUNKED)
+        time.sleep(0.2)
+        connection.sendall(b"1\r\na\r\n0\r\n\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 415")
+
+
+def test_pings_of_who_does_not_read_leave_nothing_behind(service: Service) -> None:
+    key = b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+    ping = struct.pack("!BB4x", 0x89, 0x80 | 125) + bytes(125)
+    before = _resident_bytes()
+    with socket.create_connection(service.address, timeout=PATIENCE_S) as connection:
+        start = b"GET /stream?model=moving_digits HTTP/1.1\r\nHost: x\r\nSec-WebSocket-Version: 13\r\n"
+        connection.sendall(start + key + b"\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 101")
+        for _ in range(100):
+            connection.sendall(ping * 8_000)
+        grown = _resident_bytes() - before
+    assert grown < 50_000_000, "of 100 MB that were sent"
+
+
+def _read_all(connection: socket.socket) -> bytes:
+    return b"".join(iter(lambda: connection.recv(10_000), b""))
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def _send(connection: socket.socket, pieces: Iterator[bytes], at_most: int) -> None:
