@@ -45,7 +45,7 @@ class Asked(Query):
     version: str | None = None
     top_k: Annotated[int, Field(ge=1)] | None = None
     format: Literal["jpeg", "encoded"] = "jpeg"
-    rate: Annotated[float, Field(gt=0, le=1000)] | None = None
+    rate: Annotated[float, Field(ge=0.001, le=1000)] | None = None
 
 
 @router.websocket("/stream")

@@ -95,8 +95,13 @@ async def receive_uploads(
                 if received > limit:
                     raise _too_large(max_bytes, "more")
                 write(piece)
-                if is_form and sum(upload.file.num_bytes for upload in uploads) > max_bytes:
+                num_bytes = sum(upload.file.num_bytes for upload in uploads)
+                if num_bytes > max_bytes:
                     raise _too_large(max_bytes, "more")
+                if form is not None and received - num_bytes > MAX_FORM_OVERHEAD_BYTES:
+                    form.check_field()
+                    beside = f"{MAX_FORM_OVERHEAD_BYTES} bytes of other fields and of headers"
+                    raise MalformedUpload(f"expected a multipart form with at most {beside}, got more")
         if form is not None:
             form.finish()
         if not any(upload.file.num_bytes for upload in uploads):
@@ -148,10 +153,14 @@ class _Form:
         except FormParserError as error:
             raise MalformedUpload(f"expected a multipart form: {error}") from error
 
-    def finish(self) -> None:
+    def check_field(self) -> None:
+        """Raise EmptyUpload where no field was the one expected."""
         if FIELD not in self._fields:
             found = ", ".join(map(repr, self._fields)) or "no field"
             raise EmptyUpload(f"expected a multipart field {FIELD!r}, got {found}")
+
+    def finish(self) -> None:
+        self.check_field()
         if not self._ended:
             raise MalformedUpload("expected a closing multipart boundary, the body ends before it")
 

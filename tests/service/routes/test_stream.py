@@ -270,7 +270,8 @@ def refused(socket: ClientConnection, code: str, close: int) -> Message:
         ({"top_k": 0}, "invalid_parameter", "top_k: .*got '0'"),
         ({"top_k": 4}, "invalid_parameter", "top_k: expected 1 to 3"),
         ({"rate": 5}, "invalid_parameter", "rate: expected none with format=jpeg"),
-        ({"rate": 0, "format": "encoded"}, "invalid_parameter", "rate: .*greater than 0"),
+        ({"rate": 0, "format": "encoded"}, "invalid_parameter", "rate: .*greater than or equal to 0.001"),
+        ({"rate": 1e-9, "format": "encoded"}, "invalid_parameter", "rate: .*greater than or equal to 0.001"),
     ],
 )
 def test_what_cannot_be(service: Service, query: dict[str, Any], code: str, said: str) -> None:

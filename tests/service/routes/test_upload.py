@@ -133,6 +133,14 @@ def test_too_large_in_a_form(service: Service) -> None:
     check_problem(service.post(files={"other": b"x" * (2 * LIMIT), "file": b"x"}), 413, "upload_too_large")
 
 
+@pytest.mark.parametrize("fields", [[("a", b"")] * 5_000, [("a", b"x" * 100_000)]], ids=["many", "large"])
+def test_other_fields_are_bounded(service: Service, fields: list[tuple[str, bytes]]) -> None:
+    """What is known of them is kept until the end of the form."""
+    beside = service.post(content=form(("file", b"x"), *fields), headers=FORM)
+    assert "at most 65536 bytes" in check_problem(beside, 400, "malformed_upload")["detail"]
+    check_problem(service.post(content=form(*fields), headers=FORM), 400, "empty_upload")
+
+
 def test_the_limit_itself_is_allowed(service: Service) -> None:
     check_problem(service.post(content=b"x" * LIMIT), 415, "not_a_video")
     check_problem(service.post(files={"file": b"x" * LIMIT}), 415, "not_a_video")
