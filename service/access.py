@@ -1,4 +1,4 @@
-"""Who may ask, and how often: API keys and rate limits, before anything of a request is read."""
+"""Who may ask, from where, and how often: keys, rate limits and origins, before anything of a request is read."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import ipaddress
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.errors import RateLimited, RequestError, Unauthorized
+from service.errors import ForeignOrigin, RateLimited, RequestError, Unauthorized
 from service.keys import Keys
 from service.routes.health import PROBES
 from service.routes.problem import answer
@@ -108,6 +108,29 @@ class Access:
         if name is None:
             raise Unauthorized("expected an API key that is known here, got another")
         return name
+
+
+class Origins:
+    """Plain ASGI: refuses a WebSocket that is opened by a page of another web site. Browsers hold back nothing there:
+    they say whose the page is, and leave the rest to the server. Whoever is no browser says nothing.
+
+    Args:
+        others: web sites whose pages may, beside the service's own; `*` for all.
+    """
+
+    def __init__(self, app: ASGIApp, others: Collection[str]) -> None:
+        self.app = app
+        self.others = others
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            headers = Headers(scope=scope)
+            origin, host = headers.get("origin"), headers.get("host")
+            if origin is not None and not ({origin, "*"} & set(self.others) or origin.partition("://")[2] == host):
+                error = ForeignOrigin(f"expected a page of {host} or of an origin that is allowed, got {origin}")
+                await _refuse(error, scope, receive, send)
+                return
+        await self.app(scope, receive, send)
 
 
 def _address(scope: Scope) -> str:

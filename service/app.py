@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from service import __version__
-from service.access import Access, rate_limit
+from service.access import Access, Origins, rate_limit
 from service.engine.classifier import Classifier
 from service.errors import MethodNotAllowed, RequestError
 from service.keys import Keys
@@ -65,6 +65,7 @@ def create_app(settings: Settings, spans: Spans | None = None) -> FastAPI:
     # The last one added is the outermost: a browser's preflight brings no key, and reads why it was refused.
     if keys or rate:
         app.add_middleware(Access, keys=keys, rate=rate, open_metrics=settings.open_metrics)
+    app.add_middleware(Origins, others=settings.cors_origins)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -66,6 +66,12 @@ class Unauthorized(RequestError):
     title = "An API key is needed"
 
 
+class ForeignOrigin(RequestError):
+    status = 403
+    code = "foreign_origin"
+    title = "Pages of this web site may not open a stream"
+
+
 class UnknownModel(RequestError):
     status = 404
     code = "unknown_model"

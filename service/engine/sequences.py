@@ -24,8 +24,8 @@ from service.errors import (
 MAX_PIECES = 16
 """Of one sequence that may wait for each other."""
 
-Key = tuple[str, int | str]
-"""A model's name, and the id that a client gave its sequence there."""
+Key = tuple[str, int | str, str | None]
+"""A model's name, the id that a client gave its sequence there, and who that client is, where it is known."""
 
 
 class Sequence:

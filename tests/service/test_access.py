@@ -19,7 +19,7 @@ from service.access import Access, RateLimit
 from service.keys import Keys
 from service.routes.health import PROBES
 from service.settings import Settings
-from tests.service.conftest import Service, running, wait_until
+from tests.service.conftest import PATIENCE_S, Service, running, wait_until
 from tests.service.routes.test_problem import check_problem
 
 ALICE, BOB = "alices-secret-key-0001", "bobs-secret-key-000002"
@@ -240,3 +240,37 @@ def test_a_websocket_needs_a_key_too(locked: Service, caplog: pytest.LogCaptureF
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.mark.parametrize(
+    ("origin", "allowed"),
+    [(None, True), (ORIGIN, True), ("own", True), ("https://example.com", False), ("null", False), ("http://[", False)],
+)
+def test_pages_of_other_web_sites_open_no_stream(locked: Service, origin: str | None, allowed: bool) -> None:
+    """Browsers do not keep them from it, as they do from anything else."""
+    if origin == "own":
+        origin = locked.url
+    url = locked.url.replace("http", "ws") + "/stream?model=moving_digits"
+    if allowed:
+        with connect(url, origin=origin, additional_headers=BEARER) as socket:
+            assert json.loads(socket.recv())["type"] == "ready"
+        return
+    with pytest.raises(InvalidStatus) as refused:
+        connect(url, origin=origin, additional_headers=BEARER)
+    assert refused.value.response.status_code == 403
+    assert json.loads(refused.value.response.body)["code"] == "foreign_origin"
+    assert locked.get("/model", headers={**BEARER, "Origin": origin or ""}).status_code == 200
+
+
+def test_sequences_of_one_key_are_not_those_of_another(locked: Service) -> None:
+    frames = {"name": "frames", "shape": [1, 1, 120, 160, 3], "datatype": "UINT8", "data": [0] * 57_600}
+
+    def ask(key: str, **parameters: Any) -> int:
+        head = {"inputs": [frames], "parameters": {"sequence_id": 1, **parameters}}
+        url = f"{locked.url}/v2/models/moving_digits/infer"
+        return httpx.post(url, json=head, headers={"X-API-Key": key}, timeout=PATIENCE_S).status_code
+
+    assert ask(ALICE, sequence_start=True) == 200
+    assert ask(BOB) == 404
+    assert ask(BOB, sequence_start=True, sequence_end=True) == 200
+    assert ask(ALICE, sequence_end=True) == 200

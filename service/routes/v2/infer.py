@@ -106,7 +106,7 @@ async def infer(request: Request, name: str, version: str | None = None) -> Resp
         if place is None:
             work = model.infer(inputs, deadline)
         else:
-            sequence = sequence or classifier.sequences.begin(model, (name, place.id))
+            sequence = sequence or classifier.sequences.begin(model, place.key(name))
             work = sequences.step(sequence, place, inputs, deadline)
         outputs = await unless_gone(request, work)
     unasked = {state.output for state in model.states} if place is not None else set()

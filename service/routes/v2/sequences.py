@@ -11,9 +11,12 @@ import numpy as np
 
 from service.engine.classifier import Classifier
 from service.engine.model import Model
-from service.engine.sequences import Sequence, Sequences
+from service.engine.sequences import Key, Sequence, Sequences
 from service.errors import InvalidInference, RequestError, UnknownModel
-from service.trace import note_model
+from service.trace import current, note_model
+
+MAX_ID_LENGTH = 256
+"""Characters of a sequence's id: it is kept as long as the sequence."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,11 @@ class Place:
     """Begins it. One that is live under the same id is ended."""
     end: bool
     """Ends it, once answered."""
+
+    def key(self, name: str) -> Key:
+        """Of the sequence on a model. Those of one API key are not those of another, whatever their ids."""
+        trace = current()
+        return name, self.id, trace.key if trace else None
 
 
 def place(parameters: dict[str, Any], model: Model | None) -> Place | None:
@@ -39,6 +47,8 @@ def place(parameters: dict[str, Any], model: Model | None) -> Place | None:
     identity = parameters.get("sequence_id", 0)
     if isinstance(identity, bool) or not isinstance(identity, int | str):
         raise InvalidInference(f"sequence_id: expected a whole number or a string, got {identity!r}")
+    if isinstance(identity, str) and len(identity) > MAX_ID_LENGTH:
+        raise InvalidInference(f"sequence_id: expected at most {MAX_ID_LENGTH} characters, got {len(identity)}")
     if identity and model is not None and not model.states:
         raise InvalidInference(
             f"sequence_id: expected none, since {model.name}/{model.version} keeps no state between requests, "
@@ -78,7 +88,7 @@ def find(sequences: Sequences, place: Place, name: str, version: str | None) -> 
         UnknownSequence: it has to be started first.
         InvalidInference: it runs on another version than asked for.
     """
-    sequence = sequences.find((name, place.id))
+    sequence = sequences.find(place.key(name))
     if version and sequence.model.version != version:
         raise InvalidInference(
             f"sequence_id: sequence {place.id!r} runs on {name}/{sequence.model.version}, where it began; got "

@@ -174,8 +174,8 @@ def test_8449_the_end_of_idle_sequences_ends_too(path: Path, monkeypatch: pytest
             return handle
 
         monkeypatch.setattr(loop, "call_at", counted)
-        idle = [room.sequences.begin(room.model, ("sums", i)) for i in range(1, 21)]
-        busy = room.sequences.begin(room.model, ("sums", 99))
+        idle = [room.sequences.begin(room.model, ("sums", i, None)) for i in range(1, 21)]
+        busy = room.sequences.begin(room.model, ("sums", 99, None))
         task = await room.running(clip(1, 2), busy)
         await eventually(lambda: len(room.sequences) == 1)
         assert {type(sequence.over.result()) for sequence in idle} == {SequenceExpired}
@@ -188,7 +188,7 @@ def test_8449_the_end_of_idle_sequences_ends_too(path: Path, monkeypatch: pytest
         await eventually(lambda: not len(room.sequences))
         pending = [one for one in timers if not one.cancelled() and one.when() > loop.time() - 0.01]
         assert len(pending) <= 1
-        fresh = room.sequences.begin(room.model, ("sums", 99))
+        fresh = room.sequences.begin(room.model, ("sums", 99, None))
         check((await fresh.step(clip(2, 2), soon())).logits_over_time, clip(2, 2))
 
     room = with_room(path, test, idle_s=0.05)
@@ -200,7 +200,7 @@ def test_7117_nothing_of_a_sequence_that_timed_out_is_found_in_the_next(path: Pa
     place. Even what is no number, which no multiplication by 0 takes away again, must not get there."""
 
     async def test(room: Room) -> None:
-        first = room.sequences.begin(room.model, ("sums", 7))
+        first = room.sequences.begin(room.model, ("sums", 7, None))
         await first.step(clip(1, 3), soon())
         first._state = {name: np.full_like(row, np.nan) for name, row in first._state.items()}
         poisoned = await first.step(clip(1, 1), soon())
@@ -212,8 +212,8 @@ def test_7117_nothing_of_a_sequence_that_timed_out_is_found_in_the_next(path: Pa
         assert len(room.session.batches) == before + 1, "the piece was to be under way"
         await eventually(lambda: first.over.done())
         with pytest.raises(UnknownSequence, match="expected sequence_start, since there is no sequence 7 of sums"):
-            room.sequences.find(("sums", 7))
-        second = room.sequences.begin(room.model, ("sums", 7))
+            room.sequences.find(("sums", 7, None))
+        second = room.sequences.begin(room.model, ("sums", 7, None))
         task = asyncio.create_task(second.step(clip(2, 3), soon()))
         await asyncio.sleep(0)
         room.session.gate.set()

@@ -87,6 +87,7 @@ def test_codes_and_statuses_are_stable() -> None:
         "not_for_pieces": 422,
         "model_refused": 422,
         "upload_timeout": 408,
+        "foreign_origin": 403,
         "unauthorized": 401,
         "rate_limited": 429,
         "unknown_model": 404,

@@ -108,6 +108,7 @@ def test_faults(service: Service, client: InferenceServerClient) -> None:
     for parameters, said in (
         ({"sequence_id": 1.5, "sequence_start": True}, "sequence_id: expected a whole number or a string, got 1.5"),
         ({"sequence_id": True}, "sequence_id: expected a whole number or a string, got True"),
+        ({"sequence_id": "a" * 257, "sequence_start": True}, "sequence_id: expected at most 256 characters, got 257"),
         ({"sequence_id": 5, "sequence_start": 1}, "sequence_start: expected true or false, got 1"),
         ({"sequence_end": True}, "sequence_id: expected one beside sequence_end, got 0, which is none"),
     ):
