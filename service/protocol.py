@@ -13,6 +13,12 @@ HEAD_TIMEOUT_S = 20.0
 """From a connection's beginning, or from the first byte of a further request, to the end of the head."""
 
 
+MAX_PIPELINED = 32
+"""Requests that may wait for the answer to one before them on their connection."""
+READ_BYTES = 8 * 1024
+"""Of a WebSocket at once: as many tiny frames as that may hold are read in one go, while everybody else waits."""
+
+
 class BoundedProtocol(HttpToolsProtocol):
     """Bytes that bring neither a request nor a piece of its body are kept by the parser, so they are counted. What one
     read of the socket brings, 256 KiB at most, may come on top.
@@ -50,6 +56,8 @@ class BoundedProtocol(HttpToolsProtocol):
         return self.cycle is not None and self.cycle.response_complete and not self._in_head
 
     def on_message_begin(self) -> None:
+        if len(self.pipeline) >= MAX_PIPELINED:
+            raise ValueError("too many requests wait")  # httptools makes a parser's error of it
         super().on_message_begin()
         self._in_head = True
         if self._patience is None:
@@ -85,8 +93,17 @@ class BoundedProtocol(HttpToolsProtocol):
         self.transport.close()
 
 
-class BoundedWebSocket(WebSocketsSansIOProtocol):
-    """Pings of a client that does not read are not answered: the answers would pile up."""
+class BoundedWebSocket(WebSocketsSansIOProtocol, asyncio.BufferedProtocol):
+    """Reads little at once, and answers no pings of a client that does not read: the answers would pile up."""
+
+    _read: bytearray
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        self._read = bytearray(READ_BYTES)
+        return self._read
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.data_received(bytes(memoryview(self._read)[:nbytes]))
 
     def handle_ping(self) -> None:
         if self.writable.is_set():

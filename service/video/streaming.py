@@ -202,6 +202,7 @@ class LiveDecoders:
                 ours, theirs = socket.socketpair()
                 with theirs:
                     _, writer = await asyncio.open_connection(sock=ours)
+                    writer.transport.set_write_buffer_limits(0)  # one piece waits, and not many tiny ones
                     try:
                         warnings: list[str] = []
                         frames = decoder.follow(theirs.fileno(), sampling, rate, warnings)

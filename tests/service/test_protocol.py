@@ -12,9 +12,10 @@ from itertools import chain, repeat
 from pathlib import Path
 
 import pytest
+from websockets.sync.client import connect
 
 from service import protocol
-from service.protocol import MAX_HEAD_BYTES
+from service.protocol import MAX_HEAD_BYTES, BoundedWebSocket
 from tests.service.conftest import PATIENCE_S, Service
 
 START = b"POST /classify HTTP/1.1\r\nHost: x\r\n"
@@ -94,6 +95,37 @@ def test_pings_of_who_does_not_read_leave_nothing_behind(service: Service) -> No
             connection.sendall(ping * 8_000)
         grown = _resident_bytes() - before
     assert grown < 15_000_000, "of 31 MB that were sent"
+
+
+def test_few_requests_wait_on_one_connection(service: Service, clips: dict[str, Path]) -> None:
+    """Each that waits is an object, and takes a hundred times the bytes that it came in."""
+    video = clips["red"].read_bytes()
+    first = START + b"Content-Length: %d\r\n\r\n" % len(video) + video
+    next_one = b"GET /livez HTTP/1.1\r\n\r\n"
+    with socket.create_connection(service.address, timeout=PATIENCE_S) as connection:
+        connection.sendall(first + next_one * (protocol.MAX_PIPELINED + 1))
+        assert re.findall(rb"HTTP/1.1 (\d+)", _read_all(connection)) == [b"400"]
+    with socket.create_connection(service.address, timeout=PATIENCE_S) as connection:
+        connection.sendall(first + next_one * 10 + next_one.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        assert re.findall(rb"HTTP/1.1 (\d+)", _read_all(connection)) == [b"200"] * 12
+
+
+def test_little_of_a_web_socket_is_read_at_once(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All frames of one read are taken before anybody else has a turn."""
+    sizes = []
+    read = BoundedWebSocket.data_received
+
+    def spy(self: BoundedWebSocket, data: bytes) -> None:
+        sizes.append(len(data))
+        read(self, data)
+
+    monkeypatch.setattr(BoundedWebSocket, "data_received", spy)
+    with connect(service.url.replace("http", "ws") + "/stream?model=moving_digits") as opened:
+        opened.recv()
+        opened.send(bytes(500_000))
+        assert '"error"' in str(opened.recv())
+    assert sum(sizes) > 500_000
+    assert max(sizes) <= protocol.READ_BYTES
 
 
 def _read_all(connection: socket.socket) -> bytes:
