@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-
-import pytest
+import contextlib
 
 from service.errors import DeadlineExceeded
 from service.video.process import Policy
@@ -18,7 +17,7 @@ def test_of_tiny_pieces_only_one_waits() -> None:
     async def feed() -> int:
         sampling = Sampling(policy="first", num_frames=1, height=8, width=8)
         async with LiveDecoders(1, Policy()).open(sampling, None, 0.2) as source:
-            with pytest.raises(DeadlineExceeded):
+            with contextlib.suppress(DeadlineExceeded):
                 while True:
                     await source.feed(b"x")
             return source._writer.transport.get_write_buffer_size()
