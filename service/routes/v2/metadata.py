@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fastapi import APIRouter, Request, Response
 
 from service import __version__
@@ -103,7 +105,9 @@ async def model_config(request: Request, name: str, version: str | None = None) 
         version_policy={"all": {}},
         max_batch_size=model.max_batch,
         input=[
-            _config(tensor) | {"optional": tensor.name == "lengths" or tensor.name in model.initial_state}
+            _config(_beside_batch(tensor))
+            | ({"reshape": {"shape": []}} if len(tensor.shape) == 1 else {})
+            | {"optional": tensor.name == "lengths" or tensor.name in model.initial_state}
             for tensor in model.inputs
         ],
         output=[_config(tensor) for tensor in model.outputs],
@@ -135,7 +139,7 @@ async def model_metadata(request: Request, name: str, version: str | None = None
         name=model.name,
         versions=[version] if version else [one.version for one in _all_versions(repository, name)],
         platform=PLATFORM,
-        inputs=[_tensor(tensor) for tensor in model.inputs],
+        inputs=[_tensor(_beside_batch(tensor)) for tensor in model.inputs],
         outputs=[_tensor(tensor) for tensor in model.outputs],
     )
 
@@ -153,6 +157,11 @@ def _all_versions(repository: Repository, name: str) -> list[Model]:
 def _tensor(tensor: Tensor) -> TensorMetadata:
     shape = [-1 if isinstance(size, str) else size for size in tensor.shape]
     return TensorMetadata(name=tensor.name, datatype=tensor.datatype, shape=shape)
+
+
+def _beside_batch(tensor: Tensor) -> Tensor:
+    """A dimension of 1 beside the batch where there would be none, which perf_analyzer does not take."""
+    return tensor if len(tensor.shape) > 1 else replace(tensor, shape=(*tensor.shape, 1))
 
 
 def _config(tensor: Tensor) -> dict[str, object]:

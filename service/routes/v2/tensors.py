@@ -58,6 +58,8 @@ def decode(request: InferenceRequest, binary: memoryview, model: Model, in_seque
             raise InvalidInference(f"inputs: expected {' and '.join(expected)}, got {tensor.name}")
         if tensor.name in given:
             raise InvalidInference(f"{tensor.name}: expected once, got it again")
+        if len(expected[tensor.name].shape) == 1 and tensor.shape[1:] == [1]:  # as the metadata has it
+            tensor = tensor.model_copy(update={"shape": tensor.shape[:1]})
         _check(tensor, expected[tensor.name], sizes)
         given[tensor.name], binary = _values(tensor, expected[tensor.name], binary)
     if len(binary):

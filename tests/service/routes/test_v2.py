@@ -83,7 +83,7 @@ def test_metadata(client: InferenceServerClient) -> None:
         "platform": "onnxruntime_onnx",
         "inputs": [
             {"name": "frames", "datatype": "UINT8", "shape": [-1, -1, 24, 32, 3]},
-            {"name": "lengths", "datatype": "INT32", "shape": [-1]},
+            {"name": "lengths", "datatype": "INT32", "shape": [-1, 1]},
         ],
         "outputs": [
             {"name": "logits", "datatype": "FP32", "shape": [-1, 4]},
@@ -101,7 +101,7 @@ def test_config_as_perf_analyzer_reads_it(client: InferenceServerClient) -> None
     assert config["dynamic_batching"]["max_queue_delay_microseconds"] == 0
     assert config["input"] == [
         {"name": "frames", "data_type": "TYPE_UINT8", "dims": [-1, 16, 16, 3], "optional": False},
-        {"name": "lengths", "data_type": "TYPE_INT32", "dims": [], "optional": True},
+        {"name": "lengths", "data_type": "TYPE_INT32", "dims": [1], "reshape": {"shape": []}, "optional": True},
     ]
     assert [output["dims"] for output in config["output"]] == [[4], [-1, 4], [4]]
     assert config["instance_group"][0]["kind"] == "KIND_CPU"

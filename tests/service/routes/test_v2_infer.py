@@ -84,6 +84,19 @@ def test_the_latest_version_and_every_output_unasked(client: InferenceServerClie
     assert [output["name"] for output in answer["outputs"]] == ["logits", "logits_over_time", "probabilities"]
 
 
+def test_lengths_may_have_the_dimension_beside_the_batch_that_the_metadata_shows(
+    client: InferenceServerClient, models: Path
+) -> None:
+    (shown,) = [one for one in client.get_model_metadata("colours")["inputs"] if one["name"] == "lengths"]
+    assert shown["shape"] == [-1, 1]
+    frames, lengths = clip_input(2, 5), np.array([2, 5], np.int32)
+    expected = direct(models / "colours/1/model.onnx", frames=frames, lengths=lengths)
+    inputs = [given("frames", frames), given("lengths", lengths[:, None])]
+    check(client.infer("colours", inputs, model_version="1"), expected)
+    with pytest.raises(InferenceServerException, match=r"lengths: expected \[2\], got \[1, 2\]"):
+        client.infer("colours", [given("frames", frames), given("lengths", lengths[None])], model_version="1")
+
+
 def test_without_lengths_every_frame_counts(client: InferenceServerClient, models: Path) -> None:
     frames = clip_input(2, 5)
     expected = direct(models / "colours/1/model.onnx", frames=frames, lengths=np.full(2, 5, np.int32))
