@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 import time
 from typing import Literal
 
 from service.trace import current
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""All but tabs and the ends of lines."""
+
 LogFormat = Literal["text", "json"]
 
 
 class TextFormatter(logging.Formatter):
-    """Time, level, logger, the request's id where there is one, message."""
+    """Time, level, logger, the request's id where there is one, message; further lines of it are set in."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(of_request)s%(message)s")
@@ -23,6 +27,11 @@ class TextFormatter(logging.Formatter):
         trace = current()
         record.of_request = f"{trace.request_id} " if trace else ""
         return super().formatMessage(record)
+
+    def format(self, record: logging.LogRecord) -> str:
+        # What a client or a decoder makes part of a message begins no line that looks like another.
+        harmless = _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", super().format(record))
+        return harmless.replace("\n", "\n    ")
 
 
 class JsonFormatter(logging.Formatter):

@@ -49,6 +49,12 @@ class Metrics:
         self.batch_size = Histogram(
             "ttvideo_batch_size", "Clips in one run of a model", ["model"], buckets=_BATCH, registry=registry
         )
+        self.batch_limit = Gauge(
+            "ttvideo_batch_limit",
+            "Clips that a run of a model may take now: fewer for a while where there was no memory for more",
+            ["model", "version"],
+            registry=registry,
+        )
         self.in_flight = Gauge("ttvideo_requests_in_flight", "Clips between upload and answer", registry=registry)
         self.in_flight_limit = Gauge(
             "ttvideo_requests_in_flight_limit", "Clips that may be between upload and answer", registry=registry

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -62,6 +63,7 @@ class Batcher:
         max_queue_delay_s: how long the first of a batch waits for company.
         max_queue: clips that may wait.
         max_frames: frames in one run, padding included; only a clip alone may have more.
+        place: held while a batch is gathered and run; until it is had, the batch waits.
         room: shape -> memory for the frames of a batch, good until the next call.
         warm_up: called before the first run, in the thread that runs.
         stop: called when nobody waits for the run any more that is on; it may then fail.
@@ -76,6 +78,7 @@ class Batcher:
         max_queue_delay_s: float,
         max_queue: int,
         max_frames: float = math.inf,
+        place: Callable[[], AbstractContextManager[object]] = nullcontext,
         room: Room = lambda shape: np.empty(shape, np.uint8),
         warm_up: Callable[[], None] = lambda: None,
         stop: Callable[[], None] = lambda: None,
@@ -87,7 +90,7 @@ class Batcher:
         self._max_queue_delay_s = max_queue_delay_s
         self._max_queue = max_queue
         self._max_frames = max_frames
-        self._room, self._warm_up, self._stop = room, warm_up, stop
+        self._place, self._room, self._warm_up, self._stop = place, room, warm_up, stop
         self._observe_batch = observe_batch
         self._queue: deque[_Waiting] = deque()
         self._running: list[_Waiting] = []
@@ -100,6 +103,11 @@ class Batcher:
     @property
     def depth(self) -> int:
         return len(self._queue)
+
+    @property
+    def fits(self) -> int:
+        """The largest batch that is tried: half of one that found no memory, until that was long ago."""
+        return self._fits
 
     async def start(self) -> None:
         await asyncio.get_running_loop().run_in_executor(self._thread, self._warm_up)
@@ -179,10 +187,9 @@ class Batcher:
                     _refuse(part, RequestError("the model failed to run on this batch"))
 
     async def _run_batch(self, batch: list[_Waiting]) -> None:
-        started = time.monotonic()
         self._running = batch
         try:
-            logits, over_time, state, gather_s, run_s = await asyncio.get_running_loop().run_in_executor(
+            logits, over_time, state, started, gather_s, run_s = await asyncio.get_running_loop().run_in_executor(
                 self._thread, self._gather_and_run, batch
             )
         finally:
@@ -201,16 +208,19 @@ class Batcher:
                 mine = {name: rows[i].copy() for name, rows in state.items()}
                 waiting.future.set_result(Inference(logits[i], share, mine, len(batch), queue_s, gather_s, run_s))
 
-    def _gather_and_run(self, batch: list[_Waiting]) -> tuple[np.ndarray, np.ndarray, State, float, float]:
-        """Logits, logits over time, the state after them, and the seconds that gathering the batch and running it took.
-        In the thread: the copies of a large batch take milliseconds."""
-        started = time.monotonic()
-        frames = _stack([waiting.frames for waiting in batch], self._room)
-        lengths = np.array([waiting.length for waiting in batch], np.int32)
-        state = {name: np.stack([waiting.state[name] for waiting in batch]) for name in batch[0].state}
-        gathered = time.monotonic()
-        logits, over_time, after = self._run(frames, lengths, state)
-        return logits, over_time, after, gathered - started, time.monotonic() - gathered
+    def _gather_and_run(self, batch: list[_Waiting]) -> tuple[np.ndarray, np.ndarray, State, float, float, float]:
+        """Logits, logits over time, the state after them, when the batch had its place, and the seconds that gathering
+        and running it took. In the thread: the copies of a large batch take milliseconds."""
+        with self._place():
+            if _nobody_waits(batch):
+                raise RequestError("nobody waits for the batch any more")
+            started = time.monotonic()
+            frames = _stack([waiting.frames for waiting in batch], self._room)
+            lengths = np.array([waiting.length for waiting in batch], np.int32)
+            state = {name: np.stack([waiting.state[name] for waiting in batch]) for name in batch[0].state}
+            gathered = time.monotonic()
+            logits, over_time, after = self._run(frames, lengths, state)
+            return logits, over_time, after, started, gathered - started, time.monotonic() - gathered
 
     async def _next_batch(self) -> list[_Waiting]:
         """At least one request that still wants an answer; none only when closing."""

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -171,10 +172,12 @@ class Classifier:
 
     def _show_models(self) -> None:
         provider, files, nodes = self.metrics.provider, self.metrics.model, self.metrics.model_nodes
-        for series in (provider, files, nodes):
+        limits = self.metrics.batch_limit
+        for series in (provider, files, nodes, limits):
             series.clear()
         for model in self.repository.models:
             session = model.session
+            limits.labels(model.name, model.version).set_function(partial(getattr, model, "fits"))
             provider.labels(model.name, model.version, session.provider, session.provider_reason or "").set(1)
             precision = session.manifest.precision if isinstance(session.manifest, Manifest) else "fp32"
             files.labels(model.name, model.version, precision, session.sha256).set(1)

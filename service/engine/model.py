@@ -61,6 +61,7 @@ class Model:
                 max_queue_delay_s=settings.max_queue_delay_ms / 1e3,
                 max_queue=settings.max_queue,
                 max_frames=max_frames,
+                place=session.place,
                 room=session.room,
                 warm_up=session.warm_up,
                 stop=session.stop,
@@ -68,7 +69,7 @@ class Model:
             )
         except NotForClips as error:
             self.clip_fault = error.detail
-            self._line = Turns(session.run_in_parts, max_queue=settings.max_queue)
+            self._line = Turns(session.run_in_parts, max_queue=settings.max_queue, place=session.place)
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
@@ -83,6 +84,11 @@ class Model:
     def depth(self) -> int:
         """Requests that wait."""
         return self._line.depth
+
+    @property
+    def fits(self) -> int:
+        """Clips that a run may take now."""
+        return self._line.fits if isinstance(self._line, Batcher) else self.max_batch
 
     def check_pieces(self) -> None:
         """Raise NotForPieces where it takes no clip in pieces."""

@@ -7,6 +7,8 @@ import logging
 import re
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
@@ -150,6 +152,15 @@ class Session:
             raise NotForClips(f"{name}: expected a model that reads clips, got one that reads {manifest.reads}")
         return manifest
 
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """One of the places for runs, for a block; waits until there is one."""
+        self._resources.places.get()
+        try:
+            yield
+        finally:
+            self._resources.places.put(None)
+
     def run(
         self, frames: np.ndarray, lengths: np.ndarray, state: State | None = None
     ) -> tuple[np.ndarray, np.ndarray, State]:
@@ -167,13 +178,12 @@ class Session:
         return outputs["logits"], outputs["logits_over_time"], after
 
     def run_tensors(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Every output of the signature, for every input of it.
+        """Every output of the signature, for every input of it. To be called in a `place`.
 
         Raises:
             OutOfMemory: there is not the memory for this batch; a smaller one may do.
         """
         options = self._options = onnxruntime.RunOptions()
-        self._resources.places.get()
         try:
             if self._bound is not None:
                 return self._bound.run(inputs, options)
@@ -183,8 +193,6 @@ class Session:
             if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
                 raise OutOfMemory("expected memory for a run of the model, there is not enough") from error
             raise
-        finally:
-            self._resources.places.put(None)
 
     def run_in_parts(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """`run_tensors`, in halves where there is not the memory for all rows at once.
@@ -224,7 +232,8 @@ class Session:
             return  # on the CPU a first run costs half a millisecond more than the next
         for batch in batch_sizes(self._resources.max_batch):
             try:
-                self.run_tensors(self._nothing(batch, self._time_steps))
+                with self.place():
+                    self.run_tensors(self._nothing(batch, self._time_steps))
             except OutOfMemory as error:
                 log.warning("%s: no memory for a batch of %d: %s", self.path, batch, error.detail)
                 return
@@ -247,7 +256,8 @@ class Session:
         for batch, steps in ((1, self._time_steps), (2, self._time_steps + 1)):
             inputs = self._nothing(batch, steps)
             try:
-                outputs = self.run_tensors(inputs)
+                with self.place():
+                    outputs = self.run_tensors(inputs)
             except Exception as error:
                 if self.provider == "cuda":
                     raise _CudaFailed(f"a run failed: {error}") from error

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,10 +35,13 @@ class Turns:
     Args:
         run: inputs by name -> outputs by name.
         max_queue: requests under way.
+        place: held while one runs; until it is had, the request waits.
     """
 
-    def __init__(self, run: Run, *, max_queue: int) -> None:
-        self._run = run
+    def __init__(
+        self, run: Run, *, max_queue: int, place: Callable[[], AbstractContextManager[object]] = nullcontext
+    ) -> None:
+        self._run, self._place = run, place
         self._max_queue = max_queue
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ttvideo-model")
         self._run_s = RunningMean()
@@ -63,9 +67,10 @@ class Turns:
         asked = time.monotonic()
 
         def run() -> Outcome:
-            started = time.monotonic()
-            outputs = self._run(inputs)
-            return Outcome(outputs, started - asked, time.monotonic() - started)
+            with self._place():
+                started = time.monotonic()
+                outputs = self._run(inputs)
+                return Outcome(outputs, started - asked, time.monotonic() - started)
 
         self.depth += 1
         try:

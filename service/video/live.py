@@ -43,16 +43,18 @@ def watch(
         PictureTooLarge, TooManyStreams, NotAVideo, NoVideoStream, UndecodableVideo: as `decode_clip`.
     """
     bounds = dataclasses.replace(bounds, max_duration_s=math.inf, max_frames=2**63)
-    resize, came = Resizer(sampling), False
+    resize = Resizer(sampling)
+    shown: VideoFrame | None = None
     with open_video(descriptor, bounds, live=True) as container:
         stream = video_stream(container, bounds, forgiving=True)  # it may begin in the middle
         pictures = _pictures(container, stream, notes)
         counted = on_display(pictures, Fraction(rate).limit_denominator(100_000), notes) if rate else pictures
         for picture, time_s in counted:
-            resize(picture, out)
-            came = True
+            if picture is not shown:  # at a high rate one is on display several times
+                resize(picture, out)
+                shown = picture
             yield None if time_s is None else float(time_s)
-    if not came:
+    if shown is None:
         raise UndecodableVideo("expected pictures, but none could be decoded")
 
 

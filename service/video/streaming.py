@@ -121,9 +121,6 @@ class Pictures:
 class Encoded:
     """One encoded stream in a container that can be read as it comes, in a decoder process of its own."""
 
-    pending = False
-    """It is told by `feed`, which does not wait for longer than the deadline."""
-
     def __init__(
         self,
         decoder: Decoder,
@@ -135,6 +132,11 @@ class Encoded:
         self.warnings = warnings
         self._decoder, self._frames, self._writer, self._deadline_s = decoder, frames, writer, deadline_s
         self._next: tuple[np.ndarray, float | None] | None = None
+
+    @property
+    def pending(self) -> bool:
+        """What is not decoded yet is told by `feed`, which does not wait for longer than the deadline."""
+        return self._next is not None
 
     async def feed(self, data: bytes) -> None:
         try:
@@ -164,6 +166,7 @@ class Encoded:
     async def take(self) -> Piece:
         assert self._next is not None
         frame, time_s = self._next
+        self._next = None
         return Piece(frame[None], [time_s])
 
 

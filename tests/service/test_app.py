@@ -64,6 +64,7 @@ def test_metrics(service: Service, clips: dict[str, Path]) -> None:
         'ttvideo_batch_size_count{model="colours"}',
         'ttvideo_provider_info{model="colours",provider="cpu",reason="",version="1"} 1.0',
         'ttvideo_model_nodes{model="colours",provider="CPUExecutionProvider",version="1"}',
+        'ttvideo_batch_limit{model="colours",version="1"} 16.0',
         'ttvideo_queue_depth{queue="decode"} 0.0',
         "ttvideo_decode_workers 2.0",
         "ttvideo_decode_workers_wanted 2.0",

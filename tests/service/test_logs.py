@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from service.logs import JsonFormatter, TextFormatter
 from tests.serving import served
 
 
@@ -85,3 +87,9 @@ def test_a_start_that_fails_says_so_in_the_same_form() -> None:
     last = json.loads(done.stderr.splitlines()[-1])
     assert (last["level"], last["logger"]) == ("critical", "service")
     assert "expected a folder of models" in last["message"]
+
+
+def test_what_is_part_of_a_message_begins_no_line_of_its_own() -> None:
+    record = logging.LogRecord("x", logging.INFO, "", 0, "got %s", ("a\n2026-11-29 forged\r\x1b[2J",), None)
+    assert TextFormatter().format(record).endswith(" INFO x: got a\n    2026-11-29 forged\\x0d\\x1b[2J")
+    assert len(JsonFormatter().format(record).splitlines()) == 1

@@ -212,6 +212,24 @@ def test_a_failed_batch_answers_all_of_it_and_the_next_one_runs() -> None:
     with_batcher(test)
 
 
+def test_the_wait_for_a_place_is_a_wait_and_ends_with_its_last_request() -> None:
+    place = threading.Lock()
+
+    async def test(batcher: Batcher, model: Model) -> None:
+        with place:
+            nobody = asyncio.create_task(batcher.infer(clip(1), soon()))
+            await eventually(lambda: bool(batcher._running))
+            nobody.cancel()
+            late = asyncio.create_task(batcher.infer(clip(2), soon()))
+            await asyncio.sleep(0.05)
+            assert not model.batches
+        inference = await late
+        assert inference.queue_s > 0.04
+        assert inference.gather_s + inference.run_s < inference.queue_s
+
+    assert with_batcher(test, place=lambda: place).sizes == [1]
+
+
 def test_a_batch_that_finds_no_memory_is_run_in_parts_and_the_next_ones_are_smaller() -> None:
     async def test(batcher: Batcher, model: Model) -> None:
         first = await held(batcher, model)
@@ -223,6 +241,7 @@ def test_a_batch_that_finds_no_memory_is_run_in_parts_and_the_next_ones_are_smal
         answers = await asyncio.gather(*requests)
         assert [answer.logits[0] for answer in answers] == list(range(1, 9))
         assert {answer.batch_size for answer in answers} == {2}
+        assert batcher.fits == 2
 
     assert with_batcher(test, max_batch=8).sizes == [1, 8, 4, 2, 2, 4, 2, 2]
 

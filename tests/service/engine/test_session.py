@@ -287,10 +287,14 @@ def test_models_share_the_cores_and_do_not_multiply_them(models: Path, monkeypat
             at_work -= 1
         return [np.zeros(1) for _ in names]
 
+    def run_in_place(session: Session) -> None:
+        with session.place():
+            session.run_tensors({})
+
     for session in sessions:
         monkeypatch.setattr(session._session, "run", run)
     with ThreadPoolExecutor(3) as threads:
-        runs = [threads.submit(session.run_tensors, {}) for session in sessions]
+        runs = [threads.submit(run_in_place, session) for session in sessions]
         assert enough.wait(PATIENCE_S)
         time.sleep(0.05)
         gate.set()
