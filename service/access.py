@@ -22,7 +22,11 @@ DESCRIPTION = {"/docs", "/docs/oauth2-redirect", "/openapi.json"}
 """Open to everybody: they say how to use a key, and nothing of what is served."""
 MAX_CALLERS = 10_000
 """Callers whose rate is remembered; past it the one that was away longest is forgotten."""
+KEY_SUBPROTOCOL = "ttvideo.key."
+"""Before a key among the subprotocols: a page can give its WebSocket no header."""
 _POLICY_VIOLATION = 1008
+_HARMLESS = {"GET", "HEAD", "OPTIONS"}
+"""Methods that change nothing, and whose answers a browser keeps from pages of other web sites by itself."""
 
 
 class RateLimit:
@@ -84,7 +88,7 @@ class Access:
         caller = f"address {_address(scope)}"
         if self.keys:
             try:
-                name = self._name(Headers(scope=scope))
+                name = self._name(scope)
                 if trace := current():
                     trace.key = name
                 caller = f"key {name}"
@@ -99,9 +103,13 @@ class Access:
         if refusal:
             raise refusal
 
-    def _name(self, headers: Headers) -> str:
+    def _name(self, scope: Scope) -> str:
+        headers = Headers(scope=scope)
         scheme, _, token = headers.get("authorization", "").partition(" ")
         key = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        for offered in scope.get("subprotocols", ()):
+            if not key and offered.startswith(KEY_SUBPROTOCOL):
+                key = offered.removeprefix(KEY_SUBPROTOCOL)
         if not key:
             raise Unauthorized("expected an API key, as Authorization: Bearer KEY or as X-API-Key: KEY, got none")
         name = self.keys.name_of(key)
@@ -111,7 +119,7 @@ class Access:
 
 
 class Origins:
-    """Plain ASGI: refuses a WebSocket that is opened by a page of another web site. Browsers hold back nothing there:
+    """Plain ASGI: refuses WebSockets and uploads of pages of another web site. Browsers send them without a preflight:
     they say whose the page is, and leave the rest to the server. Whoever is no browser says nothing.
 
     Args:
@@ -123,7 +131,7 @@ class Origins:
         self.others = others
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "websocket":
+        if scope["type"] == "websocket" or (scope["type"] == "http" and scope["method"] not in _HARMLESS):
             headers = Headers(scope=scope)
             origin, host = headers.get("origin"), headers.get("host")
             if origin is not None and not ({origin, "*"} & set(self.others) or origin.partition("://")[2] == host):

@@ -69,7 +69,7 @@ class Unauthorized(RequestError):
 class ForeignOrigin(RequestError):
     status = 403
     code = "foreign_origin"
-    title = "Pages of this web site may not open a stream"
+    title = "Pages of this web site may not ask"
 
 
 class UnknownModel(RequestError):

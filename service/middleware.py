@@ -22,7 +22,7 @@ from service.trace import Stage, Trace, following
 log = logging.getLogger("service.access")
 
 _HARMLESS = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_SWITCHING_PROTOCOLS, _FORBIDDEN = 101, 403
+_SWITCHING_PROTOCOLS, _BAD_REQUEST, _FORBIDDEN = 101, 400, 403
 _GOING_AWAY, _INTERNAL_ERROR = 1001, 1011
 
 
@@ -84,7 +84,7 @@ class Observe:
                     await unforeseen(Request(scope))(scope, receive, send_with_id)
             finally:
                 route = getattr(scope.get("route"), "path", "unmatched")
-                code = state.get("code", "ok")
+                code = state.get("code", "ok" if status < _BAD_REQUEST else "refused")
                 seconds = time.monotonic() - started
                 self.metrics.requests.labels(route, str(status), code).inc()
                 if trace.key:

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from service.errors import RateLimited, Unauthorized, UploadTooLarge
+from service.errors import ForeignOrigin, RateLimited, Unauthorized, UploadTooLarge
 from service.routes import examples
 from service.routes.health import PROBES
 from service.routes.problem import MEDIA_TYPE, is_v2, problems
@@ -65,7 +65,9 @@ def install(app: FastAPI, max_upload_bytes: int, *, with_keys: bool = False, wit
             if with_keys:
                 schema["components"]["securitySchemes"] = _SCHEMES
             for path, operations in schema["paths"].items():
-                for operation in operations.values():
+                for method, operation in operations.items():
+                    if method == "post":
+                        operation["responses"].setdefault("403", problems(ForeignOrigin)[403])
                     if path not in PROBES:
                         operation["responses"] |= {str(status): deepcopy(about) for status, about in refusals.items()}
                         if with_keys:

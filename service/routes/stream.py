@@ -31,6 +31,8 @@ router = APIRouter()
 _CLOSE_CODES = {400: 1007, 413: 1009, 415: 1003, 500: 1011, 503: 1013, 504: 1013}
 """Of RFC 6455, for what HTTP would have said; anything else breaks a rule of the service, 1008."""
 _BREAKS_A_RULE, _RESTARTS = 1008, 1012
+SUBPROTOCOL = "ttvideo"
+"""What is spoken, where the client asks for a name: pages do that offer their key beside it."""
 CLIENT_GONE = "client_gone"
 RETRY_S = 0.05
 """Where the line before the model is full with requests of other kinds, a stream asks again after so long."""
@@ -53,7 +55,7 @@ async def stream(websocket: WebSocket) -> None:
     """One stream, from its first message to its last."""
     classifier: Classifier = websocket.app.state.classifier
     talk = _Talk(websocket, classifier.settings.sequence_idle_s)
-    await websocket.accept()
+    await websocket.accept(SUBPROTOCOL if SUBPROTOCOL in websocket.scope.get("subprotocols", ()) else None)
     try:
         async with talk.refusing():
             asked = _read(websocket)

@@ -13,6 +13,7 @@ import pytest
 from starlette.types import Message
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
+from websockets.typing import Origin, Subprotocol
 
 from service import access
 from service.access import Access, RateLimit
@@ -34,6 +35,10 @@ def locked(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iter
     file.write_text(f"alice:{ALICE}\nbob:{BOB}\n")
     with running(settings.model_copy(update={"api_keys_file": file, "cors_origins": (ORIGIN,)})) as service:
         yield service
+
+
+def ws(service: Service) -> str:
+    return service.url.replace("http://", "ws://")
 
 
 def test_a_key_opens_in_either_header(locked: Service, clips: dict[str, Path]) -> None:
@@ -103,11 +108,33 @@ def test_a_page_of_the_origin_may_ask_and_its_preflight_needs_no_key(locked: Ser
     assert refused.headers["access-control-allow-origin"] == ORIGIN, "the page may read why"
     other = httpx.options(f"{locked.url}/classify", headers=asking | {"Origin": "https://example.com"})
     assert "access-control-allow-origin" not in other.headers
+    counted = locked.get("/metrics", headers=BEARER).text
+    assert 'ttvideo_requests_total{code="refused",route="unmatched",status="400"} 1.0' in counted
 
 
 def test_no_other_page_may_ask_by_default(service: Service) -> None:
     response = service.get("/model", headers={"Origin": ORIGIN})
     assert not [name for name in response.headers if name.startswith("access-control")]
+
+
+def test_pages_of_other_web_sites_upload_nothing(locked: Service, service: Service, clips: dict[str, Path]) -> None:
+    """Browsers send a multipart form without asking first."""
+    for foreign in ("https://example.com", "null", f"{service.url}0"):
+        check_problem(service.post(clips["red"], headers={"Origin": foreign}), 403, "foreign_origin")
+    assert service.post(clips["red"], headers={"Origin": service.url}).status_code == 200
+    assert locked.post(clips["red"], headers=BEARER | {"Origin": ORIGIN}).status_code == 200
+
+
+def test_a_page_gives_a_websocket_its_key_as_a_subprotocol(locked: Service) -> None:
+    offered = [Subprotocol("ttvideo"), Subprotocol(f"ttvideo.key.{ALICE}")]
+    with connect(f"{ws(locked)}/stream", origin=Origin(ORIGIN), subprotocols=offered) as page:
+        assert page.subprotocol == "ttvideo"
+    with (
+        pytest.raises(InvalidStatus) as refused,
+        connect(f"{ws(locked)}/stream", subprotocols=[offered[0], Subprotocol("ttvideo.key.guess")]),
+    ):
+        pass
+    assert refused.value.response.status_code == 401
 
 
 @pytest.mark.parametrize("origins", ["example.org", "https://example.org/path", "https://a.org b.org"])

@@ -389,6 +389,14 @@ def test_help_needs_nothing_heavy() -> None:
     assert done.stdout.strip() == "False"
 
 
+def test_onnxruntime_reports_nothing_to_its_makers() -> None:
+    """It reads the variable when it is loaded."""
+    code = "import os, sys, service; print('onnxruntime' in sys.modules, os.environ['ORT_DISABLE_TELEMETRY'])"
+    surroundings = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=surroundings)
+    assert done.stdout.split() == ["False", "1"]
+
+
 def test_answers_are_not_held_back() -> None:
     """Without it a keep-alive client waits 40 ms for the end of every answer."""
     with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
