@@ -59,7 +59,7 @@ def cuda_fault(device_id: int = 0) -> str | None:
     missing = _missing_libraries()
     driver = _driver_fault(device_id)
     faults = [f"{', '.join(missing)} cannot be loaded; {INSTALL}"] if missing else []
-    return "; ".join([*faults, driver] if driver else faults) or None
+    return "; ".join([driver, *faults] if driver else faults) or None
 
 
 def load_library(name: str) -> ctypes.CDLL:
