@@ -81,7 +81,7 @@ def test_metrics(service: Service, clips: dict[str, Path]) -> None:
 def test_openapi_describes_the_answers(service: Service, clips: dict[str, Path]) -> None:
     schema: dict[str, Any] = service.get("/openapi.json").json()
     answers = schema["paths"]["/classify"]["post"]["responses"]
-    assert sorted(answers) == ["200", "400", "403", "404", "405", "408", "413", "415", "422", "500", "503", "504", "507"]
+    assert " ".join(sorted(answers)) == "200 400 403 404 405 408 413 415 422 500 503 504 507"
     either = answers["200"]["content"]["application/json"]["schema"]["anyOf"]
     assert [kind["$ref"].rpartition("/")[2] for kind in either] == ["Classification", "Timeline", "Results"]
     for status, answer in answers.items():
