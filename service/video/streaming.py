@@ -27,6 +27,9 @@ MAX_PICTURES = 8
 MAX_WAITING_BYTES = 1 << 20
 """Of pictures that wait, where it is more than one."""
 
+MAX_CPU_S = 30 * 24 * 3600
+"""Of a stream's decoder: a video that is still being made may go on for days. One that hangs is ended by `feed`."""
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -180,7 +183,8 @@ class LiveDecoders:
     def __init__(self, limit: int, policy: Policy) -> None:
         self.limit = limit
         self.num_live = 0
-        self._policy = replace(policy, device="cpu")  # a GPU takes no stream that cannot be wound back
+        limits = replace(policy.limits, cpu_s=MAX_CPU_S)
+        self._policy = replace(policy, device="cpu", limits=limits)  # a GPU takes no stream that cannot be wound back
 
     @asynccontextmanager
     async def open(self, sampling: Sampling, rate: float | None, deadline_s: float) -> AsyncIterator[Encoded]:
