@@ -18,6 +18,8 @@ MAX_PIPELINED = 32
 READ_BYTES = 8 * 1024
 """Of a WebSocket at once: as many tiny frames as that may hold are read in one go, while everybody else waits."""
 
+_NO_OPENING = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+
 
 class BoundedProtocol(HttpToolsProtocol):
     """Bytes that bring neither a request nor a piece of its body are kept by the parser, so they are counted. What one
@@ -94,7 +96,9 @@ class BoundedProtocol(HttpToolsProtocol):
 
 
 class BoundedWebSocket(WebSocketsSansIOProtocol, asyncio.BufferedProtocol):
-    """Reads little at once, and answers no pings of a client that does not read: the answers would pile up."""
+    """Reads little at once, answers no pings of a client that does not read, since the answers would pile up, and
+    answers an opening that is none.
+    """
 
     _read: bytearray
 
@@ -104,6 +108,12 @@ class BoundedWebSocket(WebSocketsSansIOProtocol, asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         self.data_received(bytes(memoryview(self._read)[:nbytes]))
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if not self.handshake_initiated:  # the first data is the whole head
+            self.transport.write(b"".join(self.conn.data_to_send()) or _NO_OPENING)
+            self.transport.close()
 
     def handle_ping(self) -> None:
         if self.writable.is_set():

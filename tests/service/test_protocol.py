@@ -20,6 +20,10 @@ from tests.service.conftest import PATIENCE_S, Service
 
 START = b"POST /classify HTTP/1.1\r\nHost: x\r\n"
 CHUNKED = START + b"Content-Type: video/mp4\r\nTransfer-Encoding: chunked\r\n\r\n"
+OPENING = (
+    b"GET /stream?model=moving_digits HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+)
 READ_BYTES = 256 * 1024
 """Of a socket at once, by asyncio."""
 
@@ -74,6 +78,17 @@ def test_who_does_not_end_a_head_is_not_waited_for(
     assert re.findall(rb"HTTP/1.1 (\d+)", answer) == statuses
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [(b"Content-Length: 9\r\n", b"400"), (b"A: b\r\n" * 200, b"431"), (b"A: " + b"b" * 20_000 + b"\r\n", b"431")],
+    ids=["a body", "many headers", "a long header"],
+)
+def test_what_opens_no_web_socket_is_answered(service: Service, headers: bytes, status: bytes) -> None:
+    with socket.create_connection(service.address, timeout=PATIENCE_S) as connection:
+        connection.sendall(OPENING + headers + b"\r\n")
+        assert re.findall(rb"HTTP/1.1 (\d+)", _read_all(connection)) == [status]
+
+
 def test_a_head_that_came_in_time_bounds_no_body(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "HEAD_TIMEOUT_S", 0.05)
     with socket.create_connection(service.address, timeout=PATIENCE_S) as connection:
@@ -84,12 +99,10 @@ def test_a_head_that_came_in_time_bounds_no_body(service: Service, monkeypatch: 
 
 
 def test_pings_of_who_does_not_read_leave_nothing_behind(service: Service) -> None:
-    key = b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
     ping = struct.pack("!BB4x", 0x89, 0x80 | 125) + bytes(125)
     before = _resident_bytes()
     with socket.create_connection(service.address, timeout=PATIENCE_S) as connection:
-        start = b"GET /stream?model=moving_digits HTTP/1.1\r\nHost: x\r\nSec-WebSocket-Version: 13\r\n"
-        connection.sendall(start + key + b"\r\n")
+        connection.sendall(OPENING + b"\r\n")
         assert connection.recv(100).startswith(b"HTTP/1.1 101")
         for _ in range(30):
             connection.sendall(ping * 8_000)
