@@ -273,7 +273,8 @@ def test_compose_runs_its_target_locked_down(target: str) -> None:
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
-    assert service["tmpfs"][0].startswith("/tmp:")
+    assert service["tmpfs"] == ["/tmp:size=1g,mode=1777"]
+    assert int(service["environment"]["TTVIDEO_MAX_SPOOL_BYTES"]) < 1 << 30
     assert service["healthcheck"].keys() >= {"start_period", "interval", "timeout"}
     assert {name.removeprefix("TTVIDEO_").lower() for name in service["environment"]} <= set(Settings.model_fields)
     assert int(service["stop_grace_period"].removesuffix("s")) > Settings.model_fields["deadline_s"].default
