@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import resource
 import shlex
 import signal
 import socket
@@ -43,6 +44,7 @@ async def serve(settings: Settings) -> None:
     """
     # uvicorn complains of every WebSocket that is refused by an HTTP answer, though it has sent that.
     logging.getLogger("uvicorn.error").addFilter(lambda record: "completing handshake" not in record.getMessage())
+    allow_open_files()
     with listen(settings.host, settings.port) as listener:
         app = create_app(settings, from_environment())
         # The lifespan is entered here and not by uvicorn, so that a StartError arrives as it is.
@@ -120,6 +122,13 @@ class _Server(uvicorn.Server):
             async with asyncio.timeout(self._classifier.settings.deadline_s):
                 await self._classifier.drain()
         self.should_exit = True
+
+
+def allow_open_files() -> None:
+    """As many as this process may have: every connection is one, and shells give 1,024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # of systems whose bound is another than they say
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def listen(host: str, port: int) -> socket.socket:
