@@ -1,0 +1,95 @@
+import json
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ttmodels.experiments import frame
+from ttmodels.experiments.frame import Data, Experiment, Fit, Split, fitted, parted, run
+
+
+def points(count: int, seed: int, shift: float = 0.0) -> Split:
+    x = torch.randn(count, 4, generator=torch.Generator().manual_seed(seed))
+    return x + shift, (x[:, 0] > 0).long()
+
+
+class Halves(Experiment):
+    name = "halves"
+    about = "points left or right"
+    source = "nobody"
+    published: ClassVar = {"linear": ".5"}
+    fit = Fit(epochs=20, batch_size=16, learning_rate=0.05, weight_decay=0.0, patience=20)
+    needs_data = False
+
+    def load(self, folder: Path | None, seed: int) -> Data:
+        return Data(points(200, 1), points(100, 2), points(100, 3))
+
+    def made(self, seed: int) -> Data:
+        return self.load(None, seed)
+
+    def model(self, label: str) -> nn.Module:
+        return nn.Linear(4, 2)
+
+
+def test_it_learns() -> None:
+    halves = Halves()
+    outcome = fitted(halves.model("linear"), halves.load(None, 0), halves.fit, halves.varied)
+    assert outcome.accuracy > 0.9
+    assert outcome.num_parameters == 10
+    assert 1 <= outcome.best_epoch <= outcome.num_epochs == 20
+
+
+def test_the_best_epoch_is_the_one_reported() -> None:
+    """Each epoch spoils the model more; what is tested is the first."""
+    halves = Halves()
+    x, y = points(200, 1)
+    wrong = Data((x, 1 - y), points(100, 2), points(100, 3))
+    model = nn.Linear(4, 2)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[-3.0, 0, 0, 0], [3, 0, 0, 0]]))
+    fit = Fit(epochs=50, batch_size=16, learning_rate=0.05, weight_decay=0.0, patience=3)
+    outcome = fitted(model, wrong, fit, halves.varied)
+    assert outcome.best_epoch < outcome.num_epochs == outcome.best_epoch + 3
+    assert outcome.accuracy > 0.9
+    assert frame.evaluated(model, wrong.test)[0] == outcome.accuracy
+
+
+def test_the_test_split_stops_nothing() -> None:
+    halves = Halves()
+
+    def weights(test: Split) -> Tensor:
+        torch.manual_seed(0)
+        model = halves.model("linear")
+        fitted(model, Data(points(200, 1), points(100, 2), test), halves.fit, halves.varied)
+        return next(model.parameters())
+
+    assert torch.equal(weights(points(100, 3)), weights(points(100, 4, shift=2.0)))
+
+
+def test_a_finished_seed_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = run(Halves(), None, "linear", 0, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(frame, "fitted", lambda *_: pytest.fail("it was fitted again"))
+        assert run(Halves(), None, "linear", 0, tmp_path) == first
+        assert frame.finished(Halves(), tmp_path, (0, 1)) == {"linear": {0: first}}
+    assert run(Halves(), None, "linear", 0, tmp_path / "elsewhere").accuracy == first.accuracy
+
+    class Longer(Halves):
+        fit = Fit(epochs=3, batch_size=16, learning_rate=0.05, weight_decay=0.0, patience=20)
+
+    assert frame.finished(Longer(), tmp_path, (0,)) == {"linear": {}}
+    assert run(Longer(), None, "linear", 0, tmp_path).num_epochs == 3
+    assert json.loads((tmp_path / "linear-seed0.json").read_text())["settings"]["epochs"] == 3
+
+
+def test_a_split_in_two_holds_everything_once() -> None:
+    y = torch.arange(100) % 4
+    x = torch.arange(100.0)[:, None]
+    (a, la), (b, lb) = parted((x, y), 0.2, 0)
+    assert sorted(torch.cat([a, b]).squeeze(1).tolist()) == list(range(100))
+    assert torch.bincount(lb).tolist() == [5] * 4
+    assert torch.equal(la, y[a.squeeze(1).long()])
+    assert torch.equal(parted((x, y), 0.2, 0)[1][0], b)
+    assert not torch.equal(parted((x, y), 0.2, 1)[1][0], b)

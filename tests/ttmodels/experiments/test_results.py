@@ -1,0 +1,49 @@
+from pathlib import Path
+
+from tests.ttmodels.experiments.test_frame import Halves
+from ttmodels.experiments import results
+from ttmodels.experiments.frame import Outcome
+
+
+class Another(Halves):
+    name = "another"
+
+
+def outcome(accuracy: float) -> Outcome:
+    return Outcome(accuracy, 1234, best_epoch=10, num_epochs=12, epoch_s=0.5)
+
+
+def test_mean_and_deviation_over_seeds(tmp_path: Path) -> None:
+    path = tmp_path / "RESULTS.md"
+    results.write(path, Halves(), {"linear": {0: outcome(0.9), 1: outcome(0.8)}}, "the command --seeds 0,1,2")
+    text = path.read_text()
+    assert "| linear | 1,234 | .5 | 0.8500 ± 0.0707 | 0, 1 | 10 of 20 | 0.50 |" in text
+    assert "`the command --seeds 0,1,2`" in text
+    assert "points left or right" in text
+
+
+def test_a_section_takes_the_place_of_its_own_alone(tmp_path: Path) -> None:
+    path = tmp_path / "RESULTS.md"
+    results.write(path, Halves(), {"linear": {0: outcome(0.9)}}, "one")
+    once = path.read_text()
+    results.write(path, Another(), {}, "two")
+    assert path.read_text().index("## another") < path.read_text().index("## halves")
+    assert "| linear | 10 | .5 | not run yet |" in path.read_text()
+    both = path.read_text()
+    results.write(path, Another(), {}, "two")
+    assert path.read_text() == both
+    results.write(path, Halves(), {"linear": {0: outcome(0.7)}}, "one")
+    assert path.read_text() == both.replace("0.9000", "0.7000")
+    assert once.split("## halves")[1] == both.split("## halves")[1]
+    assert [p.name for p in tmp_path.iterdir()] == ["RESULTS.md"]
+
+
+def test_missing_data_is_said_and_takes_no_figures_away(tmp_path: Path) -> None:
+    path = tmp_path / "RESULTS.md"
+    results.write_without_data(path, Halves(), "one")
+    assert "| linear | 10 | .5 | no data here |" in path.read_text()
+    results.write(path, Halves(), {"linear": {0: outcome(0.9)}}, "one")
+    written = path.read_text()
+    assert "no data here" not in written
+    results.write_without_data(path, Halves(), "one")
+    assert path.read_text() == written
