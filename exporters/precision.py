@@ -16,7 +16,7 @@ from service.cores import usable_cores
 from service.engine.session import probabilities
 from service.manifest import Manifest, PrecisionReport
 from service.video import Sampling
-from ttmodels.data.folder import DecodedClips
+from ttmodels.data.decoded import DecodedClips
 
 BATCH = 8
 NUM_MADE = 64

@@ -40,7 +40,7 @@ from ttmodels import checkpoint, contraction
 from ttmodels.checkpoint import Checkpoint, MLPCheckpoint
 from ttmodels.classifier import ClipClassifier
 from ttmodels.contraction import Plan
-from ttmodels.data.folder import DecodedClips
+from ttmodels.data.decoded import DecodedClips
 from ttmodels.evaluate import labelled_clips
 
 

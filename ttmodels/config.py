@@ -15,9 +15,10 @@ from ttmodels.modes import check_modes
 from ttmodels.tensor_train import TTShape
 
 
-def _option(default: Any, meaning: str, choices: tuple[str, ...] | None = None) -> Any:
-    """A field that is an option of `ttmodels.train` too, with what --help says of it."""
-    return field(default=default, metadata={"help": meaning, "choices": choices})
+def _option(default: Any, meaning: str, choices: tuple[str, ...] | None = None, kind: type = str) -> Any:
+    """A field that is an option of `ttmodels.train` too, with what --help says of it; of a `kind`, where the default
+    is None."""
+    return field(default=default, metadata={"help": meaning, "choices": choices, "kind": kind})
 
 
 CELLS = ("rnn", "gru", "lstm")
@@ -144,7 +145,10 @@ class TrainConfig:
     warmup: float = _option(0.05, "share of all steps in which the learning rate rises from 0")
     clip_norm: float = _option(1.0, "largest norm of the gradient; inf for no limit")
     over_time_weight: float = _option(0.0, "share of the loss that every step of time has, beside the clip's own")
-    valid_fraction: float = _option(0.1, "share of the clips, class by class, held back to choose the best epoch")
+    valid_fraction: float = _option(
+        0.1, "share of the clips, class by class and in whole groups, held back to choose the best epoch"
+    )
+    fold: int | None = _option(None, "fold of the list that is held back as test clips", kind=int)
     mirror_horizontal: str | None = _option(
         None, "mirror training clips left to right: LABEL=LABEL,... change places by it, '' none; not done unasked"
     )

@@ -1,4 +1,4 @@
-"""How good a model is on a folder of labelled clips: accuracy, loss, confusion.
+"""How good a model is on labelled clips, of a folder or a list: accuracy, loss, confusion.
 
 `python -m ttmodels.evaluate CHECKPOINT --data FOLDER` prints them and can write them for the model file's manifest.
 """
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ttmodels.commandline import check_output, command, require
+from ttmodels.commandline import check_output, command, positive, require
 
 if __name__ == "__main__":  # before the imports that need them
     require("torch", "safetensors")
@@ -26,7 +26,9 @@ from service.manifest import Metrics
 from service.video import Sampling
 from ttmodels import checkpoint
 from ttmodels.classifier import ClipClassifier
-from ttmodels.data.folder import DecodedClips, list_clips, unreadable_clips
+from ttmodels.data.clips import read_clips
+from ttmodels.data.decoded import CACHE_BYTES, DecodedClips, unreadable_clips
+from ttmodels.data.split import fold_of
 
 
 class Figures(Metrics):
@@ -60,23 +62,34 @@ def evaluate(model: ClipClassifier, data: DecodedClips, split: str, batch_size: 
 
 @contextmanager
 def labelled_clips(
-    root: Path, labels: Sequence[str], sampling: Sampling, cache: Path | None = None
+    root: Path,
+    labels: Sequence[str],
+    sampling: Sampling,
+    cache: Path | None = None,
+    *,
+    cache_bytes: int = CACHE_BYTES,
+    split: str = "test",
+    fold: int | None = None,
 ) -> Iterator[DecodedClips]:
-    """The clips of ROOT/LABEL/, decoded to `cache` or to a folder that lasts as long as the block; what is left out is
-    said on standard error.
+    """The clips of ROOT/LABEL/, or those of a list that are of `fold`, else of its `split`, else all; decoded to
+    `cache` or to a folder that lasts as long as the block. What is left out is said on standard error.
 
     Raises:
-        ValueError: no folder of that kind, or no clip that could be read.
+        ValueError: no such folder or list, no clip of that split or fold, or none that could be read.
     """
-    clips = list_clips(root, labels)
+    clips = read_clips(root, labels)
+    if fold is not None:
+        clips = clips.take(fold_of(clips, fold))
+    elif clips.splits:
+        clips = clips.take([i for i, of in enumerate(clips.splits) if of == split])
     for warning in clips.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     with tempfile.TemporaryDirectory() as scratch:
-        data = DecodedClips(clips, sampling, cache or Path(scratch))
+        data = DecodedClips(clips, sampling, cache or Path(scratch), max_bytes=cache_bytes)
         for line in unreadable_clips(data):
             print(line, file=sys.stderr)
         if not len(data):
-            raise ValueError(f"{root}: expected videos, found none that could be read")
+            raise ValueError(f"{root}: expected videos, found none that could be read among {len(clips)}")
         yield data
 
 
@@ -99,15 +112,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m ttmodels.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("checkpoint", type=Path, help="a .safetensors file of ttmodels.train")
-    parser.add_argument("--data", type=Path, required=True, help="folder with one sub-folder per class")
-    parser.add_argument("--split", default="test", help="name of this set of clips in the figures (test)")
+    parser.add_argument("--data", type=Path, required=True, help="folder with one sub-folder per class, or a CSV list")
+    parser.add_argument("--fold", type=int, help="only the clips of this fold of the list")
+    parser.add_argument(
+        "--split",
+        default="test",
+        help="name of these clips in the figures, and in the list's column split (test)",
+    )
     parser.add_argument("--cache", type=Path, help="folder for decoded clips, kept (a temporary one)")
+    parser.add_argument(
+        "--cache-bytes", type=positive, default=CACHE_BYTES, help=f"how large it may grow ({CACHE_BYTES})"
+    )
     parser.add_argument("--write", type=Path, help="write the figures as JSON, for `exporters.to_onnx --metrics`")
     options = parser.parse_args(arguments)
     check_output("--write", options.write, options.checkpoint, options.data)
     saved = checkpoint.load(options.checkpoint)
     model = saved.model()
-    with labelled_clips(options.data, model.config.labels, model.config.sampling, options.cache) as data:
+    with labelled_clips(
+        options.data,
+        model.config.labels,
+        model.config.sampling,
+        options.cache,
+        cache_bytes=options.cache_bytes,
+        split=options.split,
+        fold=options.fold,
+    ) as data:
         loss, metrics = evaluate(model, data, options.split)
     if options.write:
         options.write.parent.mkdir(parents=True, exist_ok=True)

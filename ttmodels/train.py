@@ -1,8 +1,13 @@
-"""Train a clip classifier on a folder of videos: `python -m ttmodels.train --data FOLDER --out runs/NAME`.
+"""Train a clip classifier on a folder of videos, or a list: `python -m ttmodels.train --data FOLDER --out runs/NAME`.
 
-FOLDER has one sub-folder of videos per class. A share of each class is held back for validation; test clips belong in
-another folder and are never seen here. OUT gets best.safetensors, of the epoch with the best validation accuracy, among
-equal ones that with the lowest validation loss; last.safetensors, to resume from; config.json; and the decoded clips.
+FOLDER has one sub-folder of videos per class. A list is a CSV file with the columns path (relative to the list) and
+label, and perhaps group, fold and split (train, valid or test). A share of each class is held back for validation,
+whole groups at a time, unless the list's split names clips for it. Test clips are those of --fold, or of the list's
+split, and play no part until the best epoch is chosen.
+
+OUT gets best.safetensors, of the epoch with the best validation accuracy, among equal ones that with the lowest
+validation loss; last.safetensors, to resume from; config.json; data.json, with the clips of each class, leaks, files
+that could not be read and baselines; test.json, where there are test clips; and the decoded clips.
 
 --resume goes on from OUT/last.safetensors with the configuration in it. Options need not be repeated. Those that are
 may not differ, but for --epochs, which may be raised: the rest of the run then follows the schedule of the new number.
@@ -41,8 +46,11 @@ from ttmodels.checkpoint import Checkpoint, Progress
 from ttmodels.classifier import ClipClassifier, ClipLogits
 from ttmodels.config import ModelConfig, TrainConfig
 from ttmodels.data.augment import Augmentation, swapped_labels
-from ttmodels.data.folder import DecodedClips, list_clips, split_by_class, unreadable_clips
-from ttmodels.evaluate import confusion_table, evaluate
+from ttmodels.data.clips import read_clips
+from ttmodels.data.decoded import CACHE_BYTES, DecodedClips, unreadable_clips
+from ttmodels.data.report import data_report
+from ttmodels.data.split import split_clips
+from ttmodels.evaluate import Figures, confusion_table, evaluate
 from ttmodels.linear import penalty
 from ttmodels.modes import balanced_modes, check_modes, frame_modes
 from ttmodels.tensor_train import TTShape
@@ -60,15 +68,16 @@ def train(
     config: TrainConfig,
     *,
     cache: Path,
+    cache_bytes: int = CACHE_BYTES,
     saved: Checkpoint | None = None,
     device: str = "cpu",
 ) -> float:
     """Run to the last epoch, from where `saved` stopped, else in the place of any run in `out`; the best accuracy.
 
     Raises:
-        ValueError: a folder that does not fit, or a checkpoint that was not made to resume from.
+        ValueError: clips that do not fit, or a checkpoint that was not made to resume from.
     """
-    clips = list_clips(data, model_config.labels)
+    clips = read_clips(data, model_config.labels)
     for warning in clips.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     augment = Augmentation(
@@ -76,7 +85,7 @@ def train(
         swapped_labels(clips.labels, config.mirror_vertical),
         config.gain,
     )
-    train_clips, valid_clips = split_by_class(clips, config.valid_fraction, config.seed)
+    split = split_clips(clips, config.valid_fraction, config.seed, config.fold)
 
     torch.manual_seed(config.seed)
     model = ClipClassifier(model_config).to(device)
@@ -88,18 +97,21 @@ def train(
         progress = saved.progress
     out.mkdir(parents=True, exist_ok=True)
 
-    train_data = DecodedClips(train_clips, model_config.sampling, cache)
-    valid_data = DecodedClips(valid_clips, model_config.sampling, cache)
-    for line in unreadable_clips(train_data, valid_data):
+    decoded = DecodedClips(clips, model_config.sampling, cache, max_bytes=cache_bytes)
+    train_data, valid_data, test_data = (decoded.take(part) for part in split)
+    parts = {"train": train_data, "valid": valid_data, "test": test_data}
+    for line in unreadable_clips(decoded):
         print(line, file=sys.stderr)
     if not (len(train_data) and len(valid_data)):
         raise ValueError(f"{data}: {len(train_data)} clips to train on and {len(valid_data)} to choose by can be read")
-    progress.num_clips = {"train": len(train_data), "valid": len(valid_data)}
+    progress.num_clips = {name: len(part) for name, part in parts.items() if len(part)}
+    report = data_report(parts, decoded.unreadable, config.seed)
     if saved is None:
-        for path in (out / "best.safetensors", out / "last.safetensors"):
+        for path in (out / "best.safetensors", out / "last.safetensors", out / "test.json"):
             path.unlink(missing_ok=True)  # of a run that this one takes the place of
     (out / "config.json").write_text(_both_as_json(model_config, config))
-    print(_summary(model, train_data, valid_data), flush=True)
+    (out / "data.json").write_text(report.to_json())
+    print(_summary(model, decoded), report, sep="\n", flush=True)
 
     steps_per_epoch = -(-len(train_data) // config.batch_size)
     num_steps = config.epochs * steps_per_epoch
@@ -143,8 +155,14 @@ def train(
 
     best = checkpoint.load(out / "best.safetensors")
     _, valid = evaluate(best.model(), valid_data, "valid")
-    print(f"best epoch {best.progress.best_epoch}: valid accuracy {valid.accuracy:.4f}; {out / 'best.safetensors'}")
+    print(f"best epoch {best.progress.best_epoch}: valid accuracy {valid.accuracy:.4f} ({report.baselines('valid')}); "
+          f"{out / 'best.safetensors'}")  # fmt: skip
     print(confusion_table(model_config.labels, valid.confusion or ()))
+    if len(test_data):
+        _, test = evaluate(best.model(), test_data, "test")
+        (out / "test.json").write_text(Figures(**dict(test), checkpoint_sha256=best.sha256).model_dump_json())
+        print(f"test accuracy {test.accuracy:.4f} ({report.baselines('test')})")
+        print(confusion_table(model_config.labels, test.confusion or ()))
     return valid.accuracy
 
 
@@ -180,7 +198,7 @@ def _both_as_json(model_config: ModelConfig, config: TrainConfig) -> str:
     return json.dumps(both, indent=2) + "\n"
 
 
-def _summary(model: ClipClassifier, train_data: DecodedClips, valid_data: DecodedClips) -> str:
+def _summary(model: ClipClassifier, decoded: DecodedClips) -> str:
     config, shape, saved = model.config, model.projection.shape, model.compression()
     sampling = config.sampling
     sizes = [
@@ -190,7 +208,7 @@ def _summary(model: ClipClassifier, train_data: DecodedClips, valid_data: Decode
     ]
     lines = [
         f"classes          {len(config.labels)}: {', '.join(config.labels)}",
-        f"clips            {len(train_data)} to train on, {len(valid_data)} to choose by",
+        f"decoded clips    {decoded.num_cached} in the cache, {len(decoded) - decoded.num_cached} anew each epoch",
         f"sampling         {sampling.num_frames} frames of {sampling.width}x{sampling.height}, {_policy(sampling)}",
         f"TT-{config.cell.upper():<13} {shape.input_modes} -> {shape.output_modes}, ranks {shape.tt_ranks}",
         f"layers           {config.num_layers}, {'both directions' if config.bidirectional else 'forward'}",
@@ -271,13 +289,13 @@ def _spelled(name: str, value: Any) -> str:
     return f"{option} {' '.join(map(str, value)) if isinstance(value, tuple) else shlex.quote(str(value))}"
 
 
-def _form(default: object, choices: tuple[str, ...] | None = None) -> dict[str, Any]:
+def _form(default: object, choices: tuple[str, ...] | None = None, kind: type = str) -> dict[str, Any]:
     """How argparse reads an option, by its default."""
     if isinstance(default, bool):
         return {"action": argparse.BooleanOptionalAction}
     if isinstance(default, tuple):
         return {"type": int, "nargs": "+"}
-    return {"type": str if default is None else type(default), "choices": choices}
+    return {"type": kind if default is None else type(default), "choices": choices}
 
 
 def _choices(name: str) -> tuple[str, ...]:
@@ -291,12 +309,20 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--data", type=Path, required=True, help="folder with one sub-folder of videos per class")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder with one sub-folder of videos per class, or a CSV list"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     begun = parser.add_mutually_exclusive_group()
     begun.add_argument("--resume", action="store_true", help="go on from OUT/last.safetensors")
     begun.add_argument("--overwrite", action="store_true", help="start anew where OUT holds a run already")
-    parser.add_argument("--cache", type=Path, help="folder for decoded clips (OUT/cache)")
+    parser.add_argument("--cache", type=Path, help="folder for decoded clips, which several runs may share (OUT/cache)")
+    parser.add_argument(
+        "--cache-bytes",
+        type=positive,
+        default=CACHE_BYTES,
+        help=f"how large it may grow; clips for which there is no room are decoded anew each epoch ({CACHE_BYTES})",
+    )
     parser.add_argument("--device", help="cpu, cuda or cuda:N (cuda where there is one, else cpu)")
     parser.add_argument("--threads", type=positive, default=usable_cores(), help="of torch (usable cores)")
 
@@ -336,7 +362,13 @@ def _parser() -> argparse.ArgumentParser:
     run = parser.add_argument_group("run")
     for group, config in ((model, ModelConfig), (run, TrainConfig)):
         for name, f in _options(config).items():
-            add(group, name, f.default, f.metadata["help"], **_form(f.default, f.metadata["choices"]))
+            add(
+                group,
+                name,
+                f.default,
+                f.metadata["help"],
+                **_form(f.default, f.metadata["choices"], f.metadata["kind"]),
+            )
     return parser
 
 
@@ -359,10 +391,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         saved = None
         if not options.overwrite and (best.exists() or last.exists()):
             raise ValueError(f"{options.out} holds a run already: go on with --resume, or start anew with --overwrite")
-        model_config, config = _new_run(list_clips(options.data).labels, given)
+        model_config, config = _new_run(read_clips(options.data).labels, given)
     try:
         cache = options.cache or options.out / "cache"
-        train(options.data, options.out, model_config, config, cache=cache, saved=saved, device=device)
+        train(
+            options.data,
+            options.out,
+            model_config,
+            config,
+            cache=cache,
+            cache_bytes=options.cache_bytes,
+            saved=saved,
+            device=device,
+        )
     except KeyboardInterrupt:
         if last.exists():
             hint = "--resume goes on after the last whole epoch"

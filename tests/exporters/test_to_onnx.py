@@ -350,7 +350,7 @@ def test_a_lower_precision_says_how_far_it_is(
     assert 0 < report.max_probability_difference < 0.1
     assert report.label_agreement == 1.0
     with labelled_clips(folder, manifest.labels, manifest.sampling) as clips, torch.inference_mode():
-        frames, targets = clips.batch(np.arange(9))
+        frames, targets = next(clips.batches(9))
         want = saved.model()(torch.from_numpy(frames)).logits
     assert report.accuracy_fp32 == float((want.argmax(-1).numpy() == targets).mean())
     got, _ = run(out, torch.from_numpy(frames), [6] * 9)

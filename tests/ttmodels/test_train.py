@@ -38,7 +38,12 @@ def bare(folder: Path, out: Path, *more: str) -> int:
 def test_it_learns_and_is_evaluated(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(folder, tmp_path / "run", "--epochs", "25", "--learning-rate", "0.02", "--valid-fraction", "0.25") == 0
     printed = capsys.readouterr()
-    assert "36 to train on, 12 to choose by" in printed.out
+    assert ["all", "36", "12"] in [line.split() for line in printed.out.splitlines()]
+    assert "48 in the cache, 0 anew each epoch" in printed.out
+    assert "(majority class 0.5000, metadata only " in printed.out
+    report = json.loads((tmp_path / "run" / "data.json").read_text())
+    assert report["counts"] == {"train": {"left": 18, "right": 18}, "valid": {"left": 6, "right": 6}}
+    assert (report["leaks"], report["unreadable"], report["majority"]) == ([], {}, {"valid": 0.5})
     assert "times fewer than dense" in printed.out
     assert not printed.err  # bars are for terminals
     best = checkpoint.load(tmp_path / "run" / "best.safetensors")
@@ -56,6 +61,62 @@ def test_it_learns_and_is_evaluated(folder: Path, tmp_path: Path, capsys: pytest
     assert sum(map(sum, figures["confusion"])) == 48
     assert figures["accuracy"] >= 0.9
     assert figures["checkpoint_sha256"] == checkpoint.load(tmp_path / "run" / "best.safetensors").sha256
+
+
+def test_a_fold_of_a_list_is_the_test_set(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The rest of the groups train and validate; a resumed run keeps the fold; the fold alone can be evaluated."""
+    rows = ["path,label,group,fold"]
+    for label in ("left", "right"):
+        for i in range(24):
+            path = tmp_path / "clips" / f"{label}{i}.mp4"
+            path.parent.mkdir(exist_ok=True)
+            shutil.copy(folder / label / f"{i}.mp4", path)
+            rows.append(f"clips/{path.name},{label},scene {i // 2},{i // 2 % 3}")
+    source = tmp_path / "list.csv"
+    rows.append("clips/gone.mp4,left,scene 0,0")
+    source.write_text("\n".join(rows) + "\n")
+    shutil.copy(tmp_path / "clips" / "left0.mp4", tmp_path / "clips" / "left3.mp4")  # folds 0 and 1
+
+    out = tmp_path / "run"
+    assert run(source, out, "--epochs", "1", "--fold", "1", "--valid-fraction", "0.25", "--cache-bytes", "100000") == 0
+    printed = capsys.readouterr()
+    assert "gone.mp4: expected a file, found none" in printed.err
+    assert "test accuracy" in printed.out
+    assert "26 in the cache, 22 anew each epoch" in printed.out
+    report = json.loads((out / "data.json").read_text())
+    assert [sum(part.values()) for part in report["counts"].values()] == [24, 8, 16]
+    assert report["groups"] == {"train": 6, "valid": 2, "test": 4}
+    (leak,) = report["leaks"]
+    assert [Path(path).name for path in leak["test"]] == ["left3.mp4"]
+    figures = json.loads((out / "test.json").read_text())
+    best = checkpoint.load(out / "best.safetensors")
+    assert (figures["num_clips"], figures["checkpoint_sha256"]) == (16, best.sha256)
+    assert (best.train_config.fold, best.progress.num_clips) == (1, {"train": 24, "valid": 8, "test": 16})
+
+    more = ["--fold", "1", "--write", str(tmp_path / "figures.json")]
+    assert evaluation.main([str(out / "best.safetensors"), "--data", str(source), *more]) == 0
+    assert json.loads((tmp_path / "figures.json").read_text()) == figures
+    assert bare(source, out, "--resume", "--epochs", "2") == 0
+    assert checkpoint.load(out / "last.safetensors").progress.num_clips["test"] == 16
+    capsys.readouterr()
+    assert bare(source, out, "--resume", "--fold", "2") == 2
+    assert "the run to resume has --fold 1; got --fold 2." in capsys.readouterr().err
+
+
+def test_a_lists_own_split_is_trained_on(folder: Path, tmp_path: Path) -> None:
+    splits = ["train", "train", "valid", "test"]
+    rows = [f"{folder}/{label}/{i}.mp4,{label},{splits[i % 4]}" for label in ("left", "right") for i in range(24)]
+    source = tmp_path / "list.csv"
+    source.write_text("\n".join(["path,label,split", *rows]) + "\n")
+    out = tmp_path / "run"
+    assert run(source, out, "--epochs", "1") == 0
+    assert checkpoint.load(out / "best.safetensors").progress.num_clips == {"train": 24, "valid": 12, "test": 12}
+    write = tmp_path / "figures.json"
+    arguments = [str(out / "best.safetensors"), "--data", str(source), "--write", str(write)]
+    assert evaluation.main([*arguments, "--split", "valid"]) == 0
+    assert json.loads(write.read_text())["num_clips"] == 12
+    assert evaluation.main(arguments) == 0
+    assert json.loads(write.read_text()) == json.loads((out / "test.json").read_text())
 
 
 def test_every_form_of_the_recurrence_is_an_option(

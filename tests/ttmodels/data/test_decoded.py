@@ -1,0 +1,142 @@
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.video import decode_clip
+from tests.made import TINY, write_folder
+from ttmodels.data import decoded
+from ttmodels.data.clips import read_clips
+from ttmodels.data.decoded import DecodedClips, unreadable_clips
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("clips"), ("left", "right"), 5)
+
+
+def test_batches_hold_what_the_service_decodes(root: Path, tmp_path: Path) -> None:
+    clips = read_clips(root)
+    data = DecodedClips(clips, TINY, tmp_path)
+    ((frames, targets),) = data.batches(len(clips))
+    assert targets.tolist() == [0] * 5 + [1] * 5
+    for path, pixels in zip(clips.paths, frames, strict=True):
+        assert np.array_equal(pixels, decode_clip(path, TINY).frames)
+
+
+def test_every_clip_comes_once_an_epoch(root: Path, tmp_path: Path) -> None:
+    data = DecodedClips(read_clips(root), TINY, tmp_path)
+    seen = np.concatenate([targets for _, targets in data.batches(3, np.random.default_rng(0))])
+    assert np.bincount(seen).tolist() == [5, 5]
+    assert not np.array_equal(seen, np.sort(seen))
+
+
+def test_a_second_use_decodes_nothing(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = DecodedClips(read_clips(root), TINY, tmp_path)
+    monkeypatch.setattr(decoded, "ProcessPoolExecutor", None)
+    second = DecodedClips(read_clips(root), TINY, tmp_path)
+    assert np.array_equal(next(first.batches(10))[0], next(second.batches(10))[0])
+    assert second.facts == first.facts
+
+
+def test_unreadable_files_are_listed_and_left_out(root: Path, tmp_path: Path) -> None:
+    broken = root / "left" / "broken.mp4"
+    broken.write_bytes(b"not a video")
+    try:
+        data = DecodedClips(read_clips(root), TINY, tmp_path)
+    finally:
+        broken.unlink()
+    assert list(data.unreadable) == [broken]
+    assert "expected a video" in data.unreadable[broken]
+    assert broken not in data.clips.paths
+    assert len(data) == 10
+    assert unreadable_clips(data)[-1] == "left out 1 of 11 clips that could not be read"
+
+
+def test_an_interruption_does_not_wait_for_the_clips_that_are_left(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was decoded is kept, and the workers do not hear Ctrl-C."""
+
+    def interrupted(results: Iterator[object], *_: object, **__: object) -> Iterator[object]:
+        yield next(results)
+        raise KeyboardInterrupt
+
+    stops: list[bool] = []
+
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, workers: int, _context: object, *, initializer: object, initargs: object) -> None:
+            super().__init__(workers)
+            assert (initializer, initargs) == (signal.signal, (signal.SIGINT, signal.SIG_IGN))
+
+        def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+            stops.append(cancel_futures)
+            super().shutdown(wait, cancel_futures=cancel_futures)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(decoded, "tqdm", interrupted)
+        patch.setattr(decoded, "ProcessPoolExecutor", Pool)
+        with pytest.raises(KeyboardInterrupt):
+            DecodedClips(read_clips(root), TINY, tmp_path, num_workers=1)
+    assert stops == [True]
+    assert tmp_path.glob("*.clip")
+    size = TINY.num_frames * TINY.height * TINY.width * 3
+    assert all(file.suffix == ".clip" and file.stat().st_size > size for file in tmp_path.iterdir())
+
+
+def test_lists_share_what_was_decoded(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another fold of the same clips decodes nothing."""
+    clips = read_clips(root)
+    whole = DecodedClips(clips, TINY, tmp_path)
+    monkeypatch.setattr(decoded, "ProcessPoolExecutor", None)
+    for indices in ([9, 0, 4], [1, 2]):
+        frames, targets = next(DecodedClips(clips.take(indices), TINY, tmp_path).batches(3))
+        assert np.array_equal(frames, next(whole.take(indices).batches(3))[0])
+        assert np.array_equal(targets, clips.targets[indices])
+
+
+def test_the_facts_are_those_of_the_video(root: Path, tmp_path: Path) -> None:
+    data = DecodedClips(read_clips(root), TINY, tmp_path)
+    assert {(f.width, f.height, f.num_frames) for f in data.facts} == {(64, 48, 12)}
+    assert all(f.duration_s == pytest.approx(f.num_frames / f.frame_rate, rel=0.1) for f in data.facts)
+
+
+def test_a_part_keeps_its_place_where_a_clip_cannot_be_read(root: Path, tmp_path: Path) -> None:
+    clips = read_clips(root)
+    paths = (*clips.paths[:3], root / "left" / "gone.mp4", *clips.paths[4:])
+    data = DecodedClips(replace(clips, paths=paths), TINY, tmp_path)
+    assert data.unreadable == {paths[3]: "expected a file, found none"}
+    part = data.take([2, 3, 4, 9])
+    assert part.clips.paths == (paths[2], paths[4], paths[9])
+    for path, frames in zip(part.clips.paths, next(part.batches(3))[0], strict=True):
+        assert np.array_equal(frames, decode_clip(path, TINY).frames)
+
+
+def size_of(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir())
+
+
+def test_the_cache_keeps_to_its_bound(root: Path, tmp_path: Path) -> None:
+    """Clips without room are decoded anew, to the same pixels; clips of others make room, those of this list never."""
+    clips = read_clips(root)
+    whole = DecodedClips(clips, TINY, tmp_path / "whole")
+    bound = 4 * (size_of(tmp_path / "whole") // 10 + 200)
+    for indices, num_cached in ((range(10), 4), (range(7, 10), 3), (range(6), 4)):
+        data = DecodedClips(clips.take(indices), TINY, tmp_path / "bound", max_bytes=bound, num_workers=1)
+        assert data.num_cached == num_cached
+        assert size_of(tmp_path / "bound") <= bound
+        frames, _ = next(data.batches(10))
+        assert np.array_equal(frames, next(whole.take(indices).batches(10))[0])
+    assert DecodedClips(clips, TINY, tmp_path / "none", max_bytes=1, num_workers=1).num_cached == 0
+    assert not list((tmp_path / "none").iterdir())
+
+
+def test_a_file_that_another_run_deleted_is_decoded_again(root: Path, tmp_path: Path) -> None:
+    data = DecodedClips(read_clips(root), TINY, tmp_path)
+    before, _ = next(data.batches(10))
+    next(tmp_path.glob("*.clip")).unlink()
+    assert np.array_equal(next(data.batches(10))[0], before)

@@ -1,0 +1,220 @@
+"""Clips decoded once, to files of a cache folder of bounded size.
+
+Clips are read through `service.video`, in processes of their own, so training sees the pixels that serving sees. There
+is no torch in this module, so that those processes start fast.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import hashlib
+import json
+import math
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from service.cores import usable_cores
+from service.errors import RequestError
+from service.video import Sampling, decode_clip
+from ttmodels.atomic import in_place_of
+from ttmodels.data.clips import ClipList
+
+CACHE_BYTES = 20 << 30
+"""How large a cache folder may grow, unless said otherwise."""
+
+_FACTS_BYTES = 256
+"""More than a clip's facts take."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a video beside its pictures."""
+
+    width: int
+    height: int
+    duration_s: float
+    frame_rate: float
+    """0 where the file does not say."""
+    num_frames: int
+
+
+class DecodedClips:
+    """Clips as uint8 frames [time, height, width, 3], one file each, of which RAM holds a batch.
+
+    A file is there whole or not at all, so an interrupted run goes on where it stopped, and is named by the clip and
+    the sampling, so other lists, folds and runs that share the folder use it too. Clips for which `max_bytes` leaves no
+    room are decoded anew each time. Files that cannot be read are listed in `unreadable` and left out of `clips`.
+    """
+
+    def __init__(
+        self,
+        clips: ClipList,
+        sampling: Sampling,
+        cache: Path,
+        *,
+        max_bytes: int = CACHE_BYTES,
+        num_workers: int | None = None,
+    ) -> None:
+        cache.mkdir(parents=True, exist_ok=True)
+        self._sampling, self._num_workers = sampling, num_workers
+        there = [i for i, path in enumerate(clips.paths) if path.is_file()]
+        self.unreadable = {path: "expected a file, found none" for path in clips.paths if not path.is_file()}
+        room = max_bytes // (math.prod(sampling.clip_shape) + _FACTS_BYTES)
+        files = {i: cache / _name(clips.paths[i], sampling) if n < room else None for n, i in enumerate(there)}
+        _make_room(cache, {file for file in files.values() if file}, max_bytes, room)
+        facts = {i: _read_facts(file, sampling) for i, file in files.items() if file and file.exists()}
+
+        missing = [i for i in there if i not in facts]
+        if missing:
+            with _decoders(num_workers) as pool:
+                work = functools.partial(_decode_to, sampling)
+                paths, to = [clips.paths[i] for i in missing], [files[i] for i in missing]
+                results = zip(missing, pool.map(work, paths, to, chunksize=4), strict=True)
+                for i, result in tqdm(results, "decoding", len(missing), unit="clip", disable=None):
+                    if isinstance(result, Facts):
+                        facts[i] = result
+                    else:
+                        self.unreadable[clips.paths[i]] = result
+        readable = sorted(facts)
+        self.clips = clips.take(readable)
+        self.facts = tuple(facts[i] for i in readable)
+        self._files = tuple(files[i] for i in readable)
+        self._rows = {index: row for row, index in enumerate(readable)}
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    @property
+    def num_cached(self) -> int:
+        return sum(file is not None for file in self._files)
+
+    def take(self, indices: Sequence[int]) -> DecodedClips:
+        """The clips at these places of the list that was given, but for those that could not be read."""
+        rows = [self._rows[i] for i in indices if i in self._rows]
+        part = copy.copy(self)
+        part.clips = self.clips.take(rows)
+        part.facts = tuple(self.facts[row] for row in rows)
+        part._files = tuple(self._files[row] for row in rows)
+        part._rows = {i: row for row, i in enumerate(i for i in indices if i in self._rows)}
+        return part
+
+    def batches(
+        self, batch_size: int, rng: np.random.Generator | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Each clip once, in order, or shuffled by `rng`: uint8 [batch, time, height, width, 3] and int64 [batch]."""
+        order = np.arange(len(self)) if rng is None else rng.permutation(len(self))
+        with ExitStack() as stack:
+            decoders = functools.cache(lambda: stack.enter_context(_decoders(self._num_workers)))
+            for start in range(0, len(order), batch_size):
+                rows = order[start : start + batch_size]
+                yield self._frames(rows, decoders), self.clips.targets[rows]
+
+    def _frames(self, rows: np.ndarray, decoders: Callable[[], Executor]) -> np.ndarray:
+        frames = np.empty((len(rows), *self._sampling.clip_shape), np.uint8)
+        absent = []
+        for place, row in enumerate(rows):
+            try:
+                frames[place] = _read_frames(self._files[row], self._sampling)
+            except FileNotFoundError:
+                absent.append(place)
+        if absent:
+            paths = [self.clips.paths[rows[place]] for place in absent]
+            for place, decoded in zip(
+                absent, decoders().map(functools.partial(_decode, self._sampling), paths), strict=True
+            ):
+                frames[place] = decoded
+        return frames
+
+
+def unreadable_clips(data: DecodedClips) -> list[str]:
+    """The files that could not be read, a line each, and how many they are."""
+    lines = [f"could not read {path}: {reason}" for path, reason in data.unreadable.items()]
+    if lines:
+        lines.append(f"left out {len(lines)} of {len(data) + len(lines)} clips that could not be read")
+    return lines
+
+
+# ---- the cache
+
+
+def _name(path: Path, sampling: Sampling) -> str:
+    stat = path.stat()
+    key = json.dumps([str(path.resolve()), stat.st_size, stat.st_mtime_ns, sampling.model_dump_json()])
+    return f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.clip"
+
+
+def _make_room(cache: Path, wanted: set[Path], max_bytes: int, room: int) -> None:
+    """Delete files of other clips, those not used for longest first, until the wanted ones have room."""
+    for file in wanted:
+        if file.exists():
+            os.utime(file)
+    each = max_bytes // room if room else 0
+    others = [(file, file.stat()) for file in [*cache.glob("*.clip"), *cache.glob(".*.clip.*")] if file not in wanted]
+    others.sort(key=lambda other: other[1].st_mtime_ns)
+    excess = sum(stat.st_size for _, stat in others) + len(wanted) * each - max_bytes
+    for file, stat in others:
+        if excess <= 0:
+            break
+        file.unlink(missing_ok=True)
+        excess -= stat.st_size
+
+
+def _read_frames(file: Path | None, sampling: Sampling) -> np.ndarray:
+    if file is None:
+        raise FileNotFoundError("not in the cache")
+    return np.fromfile(file, np.uint8, math.prod(sampling.clip_shape)).reshape(sampling.clip_shape)
+
+
+def _read_facts(file: Path, sampling: Sampling) -> Facts:
+    with file.open("rb") as opened:
+        opened.seek(math.prod(sampling.clip_shape))
+        return Facts(**json.loads(opened.read()))
+
+
+# ---- the decoder processes
+
+
+@contextmanager
+def _decoders(num_workers: int | None) -> Iterator[Executor]:
+    # Ctrl-C reaches every process of a terminal: the workers leave it to this one.
+    pool = ProcessPoolExecutor(
+        num_workers or usable_cores(),
+        multiprocessing.get_context("spawn"),
+        initializer=signal.signal,
+        initargs=(signal.SIGINT, signal.SIG_IGN),
+    )
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)  # an interruption does not wait for the clips that are left
+
+
+def _decode(sampling: Sampling, path: Path) -> np.ndarray:
+    return decode_clip(path, sampling).frames
+
+
+def _decode_to(sampling: Sampling, path: Path, file: Path | None) -> Facts | str:
+    """Decode one clip, to `file` where there is one: its facts, or the reason where that fails."""
+    try:
+        clip = decode_clip(path, sampling)
+    except RequestError as error:
+        return error.detail
+    except OSError as error:
+        return str(error.strerror)
+    info = clip.info
+    facts = Facts(info.width, info.height, info.duration_s, info.frame_rate or 0.0, info.num_frames)
+    if file is not None:
+        with in_place_of(file) as part, part.open("wb") as out:
+            clip.frames.tofile(out)
+            out.write(json.dumps(asdict(facts)).encode())
+    return facts

@@ -1,0 +1,102 @@
+"""Which clips are trained on, which choose the best epoch, and which test. Groups are never torn apart."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ttmodels.data.clips import ClipList
+
+
+class Split(NamedTuple):
+    """Indices into a ClipList, each sorted; no clip is in two."""
+
+    train: list[int]
+    valid: list[int]
+    test: list[int]
+    """Empty where neither a fold nor the list names any."""
+
+
+def split_clips(clips: ClipList, fraction: float, seed: int, fold: int | None = None) -> Split:
+    """The parts of a run.
+
+    The clips of `fold` test, else those that the list's split calls so. Where the list names none to validate with, a
+    `fraction` of each class of the others is drawn by `seed`, whole groups at a time.
+
+    Raises:
+        ValueError: a fold that the list does not have, a list that tears a group apart, no clips to train on, or a
+            class that cannot be on both sides.
+    """
+    if fold is not None:
+        test = fold_of(clips, fold)
+        _check_whole(clips, clips.folds, "fold")
+    elif clips.splits:
+        _check_whole(clips, clips.splits, "split")
+        test = [i for i, split in enumerate(clips.splits) if split == "test"]
+    else:
+        test = []
+    rest = sorted(set(range(len(clips))) - set(test))
+    valid = [i for i in rest if clips.splits[i] == "valid"] if clips.splits and fold is None else []
+    if not valid and rest:
+        valid = _hold_out(clips, rest, fraction, seed)
+    train = sorted(set(rest) - set(valid))
+    if not train:
+        raise ValueError(f"{clips.root}: expected clips to train on, found {len(test)} that test and none beside them")
+    return Split(train, valid, test)
+
+
+def fold_of(clips: ClipList, fold: int) -> list[int]:
+    """The clips of a fold.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if not clips.folds:
+        raise ValueError(f"--fold {fold}: expected a list with a column fold, found none in {clips.root}")
+    if fold not in clips.folds:
+        there = ", ".join(map(str, sorted(set(clips.folds))))
+        raise ValueError(f"--fold {fold}: expected one of {there}, the folds of {clips.root}")
+    return [i for i, other in enumerate(clips.folds) if other == fold]
+
+
+def _check_whole(clips: ClipList, sides: Sequence[Hashable], column: str) -> None:
+    side_of: dict[str, Hashable] = {}
+    for group, side in zip(clips.groups, sides, strict=bool(clips.groups)):
+        if group and side_of.setdefault(group, side) != side:
+            raise ValueError(
+                f"{clips.root}: expected each group in one {column}, found {group} in {side_of[group]} and {side}"
+            )
+
+
+def _hold_out(clips: ClipList, among: list[int], fraction: float, seed: int) -> list[int]:
+    """About `fraction` of each class of the clips `among`, in whole groups: at least one of each class, not all."""
+    rng = np.random.default_rng(seed)
+    members: dict[Hashable, list[int]] = {}
+    for i in among:
+        members.setdefault((clips.groups and clips.groups[i]) or i, []).append(i)
+    group_of = {i: group for group, indices in members.items() for i in indices}
+    total = np.bincount(clips.targets[among], minlength=len(clips.labels))
+    held = np.zeros_like(total)
+    chosen: set[Hashable] = set()
+    for target in np.flatnonzero(total):
+        of_class = [i for i in among if clips.targets[i] == target]
+        wanted = min(max(1, round(fraction * len(of_class))), len(of_class) - 1)
+        for i in rng.permutation(of_class).tolist():
+            if held[target] >= wanted:
+                break
+            group = group_of[i]
+            counts = np.bincount(clips.targets[members[group]], minlength=len(total))
+            overshoots = held[target] and held[target] + counts[target] - wanted > wanted - held[target]
+            if group in chosen or overshoots or ((counts > 0) & (held + counts >= total)).any():
+                continue
+            chosen.add(group)
+            held += counts
+        if not held[target]:
+            kind = "groups" if clips.groups else "clips"
+            raise ValueError(
+                f"{clips.labels[target]}: expected at least two {kind} to split, found {len(of_class)} clips "
+                f"in {len({group_of[i] for i in of_class})}"
+            )
+    return sorted(i for group in chosen for i in members[group])
