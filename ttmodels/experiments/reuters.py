@@ -30,7 +30,9 @@ class Reuters(Experiment):
         "on, of which a fifth to stop by, and 20 % to test, class by class, drawn anew for each seed. Split and words "
         "(title and body, the 1,000 most frequent in what is not tested, in random order) are not Keras' own, so the "
         "published figures are of another cut: compare with the dense row. 1000 -> 512, relu, batch norm, dropout .5, "
-        "and a dense head; TT 10x10x10 -> 8x8x8, rank 10, of 9,600 weights against 512,000."
+        "and a dense head; TT 10x10x10 -> 8x8x8, rank 10, of 9,600 weights against 512,000. "
+        "Tried for the TT model in 12 epochs of seed 0, by validation: as it is .856, dropout .2 .850, a rate of 6e-3 "
+        ".857; it stays behind the dense one."
     )
     source = "the Keras package's one run of each"
     published: ClassVar = {"dense": ".788", "TT": ".777"}
