@@ -16,6 +16,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -74,17 +75,13 @@ class DecodedClips:
         _make_room(cache, {file for file in files.values() if file}, max_bytes, room)
         facts = {i: _read_facts(file, sampling) for i, file in files.items() if file and file.exists()}
 
-        missing = [i for i in there if i not in facts]
-        if missing:
-            with _decoders(num_workers) as pool:
-                work = functools.partial(_decode_to, sampling)
-                paths, to = [clips.paths[i] for i in missing], [files[i] for i in missing]
-                results = zip(missing, pool.map(work, paths, to, chunksize=4), strict=True)
-                for i, result in tqdm(results, "decoding", len(missing), unit="clip", disable=None):
-                    if isinstance(result, Facts):
-                        facts[i] = result
-                    else:
-                        self.unreadable[clips.paths[i]] = result
+        jobs = {i: (clips.paths[i], files[i]) for i in there if i not in facts}
+        results = _decode_all(jobs, functools.partial(_decode_to, sampling), num_workers)
+        for i, result in tqdm(results, "decoding", len(jobs), unit="clip", disable=None if jobs else True):
+            if isinstance(result, Facts):
+                facts[i] = result
+            else:
+                self.unreadable[clips.paths[i]] = result
         readable = sorted(facts)
         self.clips = clips.take(readable)
         self.facts = tuple(facts[i] for i in readable)
@@ -197,6 +194,35 @@ def _decoders(num_workers: int | None) -> Iterator[Executor]:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)  # an interruption does not wait for the clips that are left
+
+
+Job = tuple[Path, Path | None]
+
+
+def _decode_all(
+    jobs: dict[int, Job], work: Callable[[Path, Path | None], Facts | str], num_workers: int | None
+) -> Iterator[tuple[int, Facts | str]]:
+    """What `work` says of each job. One that ends its process is found by trying those that were next one by one."""
+    left = dict(jobs)
+    while left:
+        try:
+            with _decoders(num_workers) as pool:
+                for i, result in zip(
+                    tuple(left), pool.map(work, *zip(*left.values(), strict=True), chunksize=4), strict=True
+                ):
+                    del left[i]
+                    yield i, result
+        except BrokenProcessPool:
+            for i in tuple(left)[:16]:
+                yield i, _decode_alone(left.pop(i), work)
+
+
+def _decode_alone(job: Job, work: Callable[[Path, Path | None], Facts | str]) -> Facts | str:
+    try:
+        with _decoders(1) as pool:
+            return pool.submit(work, *job).result()
+    except BrokenProcessPool:
+        return "the decoder process ended on it"
 
 
 def _decode(sampling: Sampling, path: Path) -> np.ndarray:

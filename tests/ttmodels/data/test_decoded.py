@@ -1,13 +1,14 @@
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from service.video import decode_clip
+from service.video import Clip, Sampling, decode_clip
 from tests.made import TINY, write_folder
 from ttmodels.data import decoded
 from ttmodels.data.clips import read_clips
@@ -140,3 +141,24 @@ def test_a_file_that_another_run_deleted_is_decoded_again(root: Path, tmp_path: 
     before, _ = next(data.batches(10))
     next(tmp_path.glob("*.clip")).unlink()
     assert np.array_equal(next(data.batches(10))[0], before)
+
+
+def test_a_clip_that_ends_its_decoder_is_left_out(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, workers: int, *_: object, **__: object) -> None:
+            super().__init__(workers)
+
+        def map(self, work: Callable[..., object], *columns: object, **_: object) -> Iterator[object]:  # type: ignore[override]
+            return map(work, *columns)  # type: ignore[call-overload,no-any-return]
+
+    def decode(path: Path, sampling: Sampling) -> Clip:
+        if path.name == "3.mp4":
+            raise BrokenProcessPool
+        return decode_clip(path, sampling)
+
+    monkeypatch.setattr(decoded, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(decoded, "decode_clip", decode)
+    data = DecodedClips(read_clips(root), TINY, tmp_path)
+    ends = "the decoder process ended on it"
+    assert data.unreadable == {root / "left" / "3.mp4": ends, root / "right" / "3.mp4": ends}
+    assert len(data) == 8
