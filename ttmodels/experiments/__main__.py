@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("name", choices=EXPERIMENTS, help="the experiment")
     parser.add_argument("--data", type=Path, help="folder of its data set; without one: how to get it")
     parser.add_argument("--seeds", type=_seeds, default=(0, 1, 2), help="of splits, first weights and order (0,1,2)")
-    parser.add_argument("--models", nargs="+", help="rows of the table to run, others as they are (all)")
+    parser.add_argument("--models", nargs="+", help="of its table, to run now (all)")
     parser.add_argument("--out", type=Path, default=Path("runs/experiments"), help="finished seeds (runs/experiments)")
     parser.add_argument("--results", type=Path, default=results.RESULTS, help="table to write (that of the package)")
     parser.add_argument("--quick", action="store_true", help="two epochs on a few made data; writes no table")
