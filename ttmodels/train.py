@@ -31,7 +31,7 @@ from typing import Any
 from ttmodels.commandline import command, positive, require
 
 if __name__ == "__main__":  # before the imports that need them
-    require("torch", "safetensors")
+    require("torch", "safetensors", "sklearn")
 
 import numpy as np
 import torch
@@ -86,6 +86,10 @@ def train(
         config.gain,
     )
     split = split_clips(clips, config.valid_fraction, config.seed, config.fold)
+    for warning in clips.take(split.valid).warnings:
+        print(f"warning: {warning} to choose the best epoch by", file=sys.stderr)
+    if clips.folds and not split.test:
+        print("warning: the list has folds, and without --fold none of its clips test", file=sys.stderr)
 
     torch.manual_seed(config.seed)
     model = ClipClassifier(model_config).to(device)

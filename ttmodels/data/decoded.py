@@ -14,10 +14,11 @@ import math
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -35,6 +36,8 @@ CACHE_BYTES = 20 << 30
 
 _FACTS_BYTES = 256
 """More than a clip's facts take."""
+_PART_S = 3600.0
+"""After so long a file that was not finished is one that a killed process left."""
 
 
 @dataclass(frozen=True)
@@ -70,18 +73,20 @@ class DecodedClips:
         self._sampling, self._num_workers = sampling, num_workers
         there = [i for i, path in enumerate(clips.paths) if path.is_file()]
         self.unreadable = {path: "expected a file, found none" for path in clips.paths if not path.is_file()}
-        room = max_bytes // (math.prod(sampling.clip_shape) + _FACTS_BYTES)
+        clip_bytes = math.prod(sampling.clip_shape) + _FACTS_BYTES
+        room = max_bytes // clip_bytes
         files = {i: cache / _name(clips.paths[i], sampling) if n < room else None for n, i in enumerate(there)}
-        _make_room(cache, {file for file in files.values() if file}, max_bytes, room)
-        facts = {i: _read_facts(file, sampling) for i, file in files.items() if file and file.exists()}
+        wanted = {file for file in files.values() if file}
+        _make_room(cache, wanted, max_bytes - len(wanted) * clip_bytes)
+        facts = {i: known for i, file in files.items() if file and (known := _read_facts(file, sampling))}
 
         jobs = {i: (clips.paths[i], files[i]) for i in there if i not in facts}
-        results = _decode_all(jobs, functools.partial(_decode_to, sampling), num_workers)
-        for i, result in tqdm(results, "decoding", len(jobs), unit="clip", disable=None if jobs else True):
-            if isinstance(result, Facts):
-                facts[i] = result
-            else:
-                self.unreadable[clips.paths[i]] = result
+        with closing(_decode_all(jobs, functools.partial(_decode_to, sampling), num_workers)) as results:
+            for i, result in tqdm(results, "decoding", len(jobs), unit="clip", disable=None if jobs else True):
+                if isinstance(result, Facts):
+                    facts[i] = result
+                else:
+                    self.unreadable[clips.paths[i]] = result
         readable = sorted(facts)
         self.clips = clips.take(readable)
         self.facts = tuple(facts[i] for i in readable)
@@ -150,15 +155,19 @@ def _name(path: Path, sampling: Sampling) -> str:
     return f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.clip"
 
 
-def _make_room(cache: Path, wanted: set[Path], max_bytes: int, room: int) -> None:
-    """Delete files of other clips, those not used for longest first, until the wanted ones have room."""
+def _make_room(cache: Path, wanted: set[Path], spare_bytes: int) -> None:
+    """Delete files that are not wanted, those not used for longest first, until they take no more than is spare."""
     for file in wanted:
-        if file.exists():
+        with suppress(FileNotFoundError):
             os.utime(file)
-    each = max_bytes // room if room else 0
-    others = [(file, file.stat()) for file in [*cache.glob("*.clip"), *cache.glob(".*.clip.*")] if file not in wanted]
+    others = []
+    for file in [*cache.glob("*.clip"), *cache.glob(".*.clip.*")]:
+        with suppress(FileNotFoundError):  # another run may share the folder
+            stat = file.stat()
+            if file not in wanted and (file.suffix == ".clip" or stat.st_mtime < time.time() - _PART_S):
+                others.append((file, stat))
     others.sort(key=lambda other: other[1].st_mtime_ns)
-    excess = sum(stat.st_size for _, stat in others) + len(wanted) * each - max_bytes
+    excess = sum(stat.st_size for _, stat in others) - spare_bytes
     for file, stat in others:
         if excess <= 0:
             break
@@ -172,10 +181,14 @@ def _read_frames(file: Path | None, sampling: Sampling) -> np.ndarray:
     return np.fromfile(file, np.uint8, math.prod(sampling.clip_shape)).reshape(sampling.clip_shape)
 
 
-def _read_facts(file: Path, sampling: Sampling) -> Facts:
-    with file.open("rb") as opened:
-        opened.seek(math.prod(sampling.clip_shape))
-        return Facts(**json.loads(opened.read()))
+def _read_facts(file: Path, sampling: Sampling) -> Facts | None:
+    """None where the clip is not in the cache."""
+    try:
+        with file.open("rb") as opened:
+            opened.seek(math.prod(sampling.clip_shape))
+            return Facts(**json.loads(opened.read()))
+    except FileNotFoundError:
+        return None
 
 
 # ---- the decoder processes
@@ -201,7 +214,7 @@ Job = tuple[Path, Path | None]
 
 def _decode_all(
     jobs: dict[int, Job], work: Callable[[Path, Path | None], Facts | str], num_workers: int | None
-) -> Iterator[tuple[int, Facts | str]]:
+) -> Generator[tuple[int, Facts | str]]:
     """What `work` says of each job. One that ends its process is found by trying those that were next one by one."""
     left = dict(jobs)
     while left:

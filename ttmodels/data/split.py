@@ -26,8 +26,8 @@ def split_clips(clips: ClipList, fraction: float, seed: int, fold: int | None = 
     `fraction` of each class of the others is drawn by `seed`, whole groups at a time.
 
     Raises:
-        ValueError: a fold that the list does not have, a list that tears a group apart, no clips to train on, or a
-            class that cannot be on both sides.
+        ValueError: a fold that the list does not have, a list that tears a group apart, no clips to train on, or no
+            class that can be on both sides.
     """
     if fold is not None:
         test = fold_of(clips, fold)
@@ -71,32 +71,36 @@ def _check_whole(clips: ClipList, sides: Sequence[Hashable], column: str) -> Non
 
 
 def _hold_out(clips: ClipList, among: list[int], fraction: float, seed: int) -> list[int]:
-    """About `fraction` of each class of the clips `among`, in whole groups: at least one of each class, not all."""
+    """About `fraction` of each class of the clips `among`, in whole groups. A class keeps a group to train on; one that
+    is all of one group has none held out."""
     rng = np.random.default_rng(seed)
     members: dict[Hashable, list[int]] = {}
     for i in among:
         members.setdefault((clips.groups and clips.groups[i]) or i, []).append(i)
     group_of = {i: group for group, indices in members.items() for i in indices}
-    total = np.bincount(clips.targets[among], minlength=len(clips.labels))
+    num_classes = len(clips.labels)
+    sizes = {group: np.bincount(clips.targets[indices], minlength=num_classes) for group, indices in members.items()}
+    total = np.bincount(clips.targets[among], minlength=num_classes)
     held = np.zeros_like(total)
-    chosen: set[Hashable] = set()
+    chosen: list[Hashable] = []
+
+    def take(group: Hashable) -> None:
+        nonlocal held
+        if group not in chosen and not ((sizes[group] > 0) & (held + sizes[group] >= total)).any():
+            chosen.append(group)
+            held = held + sizes[group]
+
     for target in np.flatnonzero(total):
         of_class = [i for i in among if clips.targets[i] == target]
         wanted = min(max(1, round(fraction * len(of_class))), len(of_class) - 1)
-        for i in rng.permutation(of_class).tolist():
-            if held[target] >= wanted:
-                break
-            group = group_of[i]
-            counts = np.bincount(clips.targets[members[group]], minlength=len(total))
-            overshoots = held[target] and held[target] + counts[target] - wanted > wanted - held[target]
-            if group in chosen or overshoots or ((counts > 0) & (held + counts >= total)).any():
-                continue
-            chosen.add(group)
-            held += counts
-        if not held[target]:
-            kind = "groups" if clips.groups else "clips"
-            raise ValueError(
-                f"{clips.labels[target]}: expected at least two {kind} to split, found {len(of_class)} clips "
-                f"in {len({group_of[i] for i in of_class})}"
-            )
+        drawn = list(dict.fromkeys(group_of[i] for i in rng.permutation(of_class).tolist()))
+        for group in drawn:
+            if held[target] < wanted and 2 * held[target] + sizes[group][target] <= 2 * wanted:  # nearer with it
+                take(group)
+        for group in sorted(drawn, key=lambda group: int(sizes[group].sum())):
+            if not held[target]:  # all are too large
+                take(group)
+    if not chosen:
+        kind = "groups" if clips.groups else "clips"
+        raise ValueError(f"{clips.root}: expected at least two {kind} of a class to split, found none with as many")
     return sorted(i for group in chosen for i in members[group])

@@ -1,3 +1,4 @@
+import os
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -84,7 +85,7 @@ def test_an_interruption_does_not_wait_for_the_clips_that_are_left(
         with pytest.raises(KeyboardInterrupt):
             DecodedClips(read_clips(root), TINY, tmp_path, num_workers=1)
     assert stops == [True]
-    assert tmp_path.glob("*.clip")
+    assert list(tmp_path.glob("*.clip"))
     size = TINY.num_frames * TINY.height * TINY.width * 3
     assert all(file.suffix == ".clip" and file.stat().st_size > size for file in tmp_path.iterdir())
 
@@ -162,3 +163,16 @@ def test_a_clip_that_ends_its_decoder_is_left_out(root: Path, tmp_path: Path, mo
     ends = "the decoder process ended on it"
     assert data.unreadable == {root / "left" / "3.mp4": ends, root / "right" / "3.mp4": ends}
     assert len(data) == 8
+
+
+def test_what_a_killed_process_left_makes_room(root: Path, tmp_path: Path) -> None:
+    """What another run is writing does not."""
+    left, writing = tmp_path / ".a.clip.x", tmp_path / ".b.clip.x"
+    for file in (left, writing):
+        file.write_bytes(bytes(9000))
+    os.utime(left, (1, 1))
+    clips = read_clips(root)
+    size = TINY.num_frames * TINY.height * TINY.width * 3
+    assert DecodedClips(clips, TINY, tmp_path, max_bytes=11 * size, num_workers=1).num_cached == 10
+    assert not left.exists()
+    assert writing.exists()

@@ -54,18 +54,20 @@ def test_no_list_is_torn_or_left_without_a_class(data: st.DataObject) -> None:
     fold_of = {group: data.draw(st.integers(0, 2)) for group in sorted(set(groups))}
     clips = made(targets, groups, [fold_of[group] for group in groups])
     fold = data.draw(st.sampled_from(sorted(set(clips.folds))))
+    fraction = data.draw(st.floats(0.05, 0.6))
     try:
-        split = split_clips(clips, data.draw(st.floats(0.05, 0.6)), 0, fold)
+        split = split_clips(clips, fraction, 0, fold)
     except ValueError as error:
-        assert "expected at least two groups" in str(error) or "expected clips to train on" in str(error)  # noqa: PT017
+        assert "expected at least two groups of a class" in str(error) or "expected clips to train on" in str(error)  # noqa: PT017
         return
     assert sorted([*split.train, *split.valid, *split.test]) == list(range(num_clips))
     named = [{groups[i] for i in part} - {""} for part in split]
     assert sum(map(len, named)) == len(set().union(*named))
     assert {clips.folds[i] for i in split.test} == {fold}
-    seen = {targets[i] for i in split.train}
-    assert seen == {targets[i] for i in split.valid}
-    assert seen == {target for target, other in zip(targets, clips.folds, strict=True) if other != fold}
+    assert {targets[i] for i in split.train} == {
+        target for target, other in zip(targets, clips.folds, strict=True) if other != fold
+    }
+    assert split.valid
 
 
 def test_the_fold_asked_for_tests_and_its_clips_do_not_validate() -> None:
@@ -108,10 +110,21 @@ def test_lists_that_tear_a_group_are_refused() -> None:
         split_clips(made([0, 1] * 3, groups, folds=[0, 0, 1, 1, 1, 2]), 0.2, 0, 0)
 
 
-def test_a_class_that_cannot_be_on_both_sides_is_refused() -> None:
-    with pytest.raises(ValueError, match="b: expected at least two clips to split, found 1 clips in 1"):
-        split_clips(made([0, 0, 1]), 0.5, 0)
-    with pytest.raises(ValueError, match="a: expected at least two groups to split, found 3 clips in 1"):
-        split_clips(made([0, 0, 0, 1, 1], ["x", "x", "x", "y", "z"]), 0.5, 0)
+def test_a_class_of_one_group_is_trained_on_only() -> None:
+    split = split_clips(made([0] * 4 + [1] * 4, ["x"] * 4 + ["y", "y", "z", "z"]), 0.5, 0)
+    assert split.train[:4] == [0, 1, 2, 3]
+    assert len(split.valid) == 2
+    assert split_clips(made([0, 0, 1]), 0.5, 0).train[1:] == [2]
+    with pytest.raises(ValueError, match=r"list\.csv: expected at least two groups of a class to split, found none"):
+        split_clips(made([0, 0, 1, 1], ["x", "x", "y", "y"]), 0.5, 0)
     with pytest.raises(ValueError, match="expected clips to train on, found 4 that test and none beside them"):
         split_clips(made([0, 1, 0, 1], splits=["test"] * 4), 0.5, 0)
+
+
+def test_a_group_that_is_too_large_does_not_validate() -> None:
+    """Whatever is drawn first: 100 of 120 clips are of one scene, and 12 are wanted."""
+    groups = ["scene"] * 100 + [f"other {i // 2}" for i in range(20)]
+    for seed in range(10):
+        assert len(split_clips(made([0] * 120, groups), 0.1, seed).valid) == 12
+    pairs = [f"scene {i // 50}" for i in range(100)]
+    assert len(split_clips(made([0] * 100, pairs), 0.1, 0).valid) == 50  # there is nothing smaller
