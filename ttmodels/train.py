@@ -108,7 +108,11 @@ def train(
         print(line, file=sys.stderr)
     if not (len(train_data) and len(valid_data)):
         raise ValueError(f"{data}: {len(train_data)} clips to train on and {len(valid_data)} to choose by can be read")
-    progress.num_clips = {name: len(part) for name, part in parts.items() if len(part)}
+    num_clips = {name: len(part) for name, part in parts.items() if len(part)}
+    if saved is not None and num_clips != progress.num_clips:
+        print(f"warning: the run to resume had {progress.num_clips} clips, and now there are {num_clips}: some that "
+              "choose the best epoch may have been trained on", file=sys.stderr)  # fmt: skip
+    progress.num_clips = num_clips
     report = data_report(parts, decoded.unreadable, config.seed)
     if saved is None:
         for path in (out / "best.safetensors", out / "last.safetensors", out / "test.json"):

@@ -101,6 +101,9 @@ def test_a_fold_of_a_list_is_the_test_set(folder: Path, tmp_path: Path, capsys: 
     capsys.readouterr()
     assert bare(source, out, "--resume", "--fold", "2") == 2
     assert "the run to resume has --fold 1; got --fold 2." in capsys.readouterr().err
+    source.write_text("\n".join(rows[:40]) + "\n")
+    assert bare(source, out, "--resume", "--epochs", "3") == 0
+    assert "'test': 16} clips, and now there are" in capsys.readouterr().err
 
 
 def test_a_lists_own_split_is_trained_on(folder: Path, tmp_path: Path) -> None:
