@@ -86,7 +86,7 @@ def _cores(settings: Settings) -> Found:
     plan = plan_cores(settings.decode_workers, settings.model_threads)
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield "ok", f"{os.cpu_count()} in this machine, {affinity} by affinity; of {plan}"
-    if plan.decode_workers > plan.cores:
+    if plan.decode_workers > plan.cores + 1:
         yield "note", f"{plan.decode_workers} decoder processes fight for {plan.cores:g} cores"
 
 

@@ -14,8 +14,8 @@ PROC, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 class CorePlan:
     """Who works on the cores at the same time.
 
-    Decoding is nearly all of the work, so there is a decoder process for each core. Models run beside the decoders: a
-    run has half of the cores, and no more runs go on at once, whatever their models, than the cores have threads for.
+    Decoding is nearly all of the work, so there is a decoder process for each core, and one more: while one hands over
+    its clip and gets the next, its core has work. Models run beside the decoders: a run has half of the cores, and no more runs go on at once, whatever their models, than the cores have threads for.
     Threads do not spin while they wait. What a quota has beyond whole cores is left to the event loop.
     """
 
@@ -42,7 +42,7 @@ def plan_cores(
     cores = available_cores() if cores is None else cores
     whole = max(1, math.floor(cores))
     threads = model_threads or max(1, whole // 2)
-    return CorePlan(cores, decode_workers or whole, threads, max(1, whole // threads))
+    return CorePlan(cores, decode_workers or whole + 1, threads, max(1, whole // threads))
 
 
 def usable_cores(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:

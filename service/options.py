@@ -152,7 +152,7 @@ def _add_model_options(parser: argparse.ArgumentParser, **default: Any) -> None:
 
 def _add_video_options(parser: argparse.ArgumentParser, **default: Any) -> None:
     group = parser.add_argument_group("videos", "what is decoded, and by what")
-    group.add_argument("--decode-workers", type=int, help="decoder processes (usable cores)", **default)
+    group.add_argument("--decode-workers", type=int, help="decoder processes (usable cores and one)", **default)
     group.add_argument(
         "--decode-device",
         choices=["cpu", "cuda"],

@@ -89,7 +89,7 @@ class Settings(BaseSettings):
     decoder_max_rss_bytes: Annotated[int, Field(ge=1)] = Policy.max_rss_bytes
     """A decoder process that holds more memory after a clip is renewed."""
     decode_workers: Annotated[int, Field(ge=1)] | None = None
-    """Decoder processes; as many as there are usable cores without it."""
+    """Decoder processes; one more than there are usable cores without it."""
     model_threads: Annotated[int, Field(ge=1)] | None = None
     """Threads of one run of a model on the CPU; half of the usable cores without it. All models together run so many at
     once as the cores have threads for."""

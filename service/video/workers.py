@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from service.cores import usable_cores
 from service.errors import DeadlineExceeded, DecoderCrashed, StartError
 from service.trace import stage
 from service.video.child import Policy
@@ -65,6 +66,7 @@ class DecodePool:
         on_recycle: Callable[[str], None] = lambda reason: None,
     ) -> None:
         self.num_workers = num_workers
+        self._max_threads = min(MAX_THREADS, usable_cores())
         self.clip_bytes = clip_bytes
         self.policy = policy or Policy()
         self.layers: tuple[Layer, ...] = ()
@@ -159,7 +161,7 @@ class DecodePool:
         if taken >= deadline:  # its turn came in the moment in which it was too late to begin
             self._offer(decoder)
             raise DeadlineExceeded("no decoder was free before the deadline")
-        threads = min(MAX_THREADS, 1 + self.num_idle)
+        threads = min(self._max_threads, 1 + self.num_idle)
         try:
             async with asyncio.timeout(deadline - taken):
                 return await work(decoder, deadline - taken + GRACE_S, threads)

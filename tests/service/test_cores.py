@@ -60,11 +60,11 @@ def test_a_quota_may_be_a_fraction(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("cores", "plan"),
     [
-        (0.5, CorePlan(0.5, decode_workers=1, model_threads=1, model_runs=1)),
-        (1.9, CorePlan(1.9, decode_workers=1, model_threads=1, model_runs=1)),
-        (2, CorePlan(2, decode_workers=2, model_threads=1, model_runs=2)),
-        (3.5, CorePlan(3.5, decode_workers=3, model_threads=1, model_runs=3)),
-        (16, CorePlan(16, decode_workers=16, model_threads=8, model_runs=2)),
+        (0.5, CorePlan(0.5, decode_workers=2, model_threads=1, model_runs=1)),
+        (1.9, CorePlan(1.9, decode_workers=2, model_threads=1, model_runs=1)),
+        (2, CorePlan(2, decode_workers=3, model_threads=1, model_runs=2)),
+        (3.5, CorePlan(3.5, decode_workers=4, model_threads=1, model_runs=3)),
+        (16, CorePlan(16, decode_workers=17, model_threads=8, model_runs=2)),
     ],
 )
 def test_decoders_and_runs_of_models_are_planned_together(cores: float, plan: CorePlan) -> None:
@@ -74,8 +74,8 @@ def test_decoders_and_runs_of_models_are_planned_together(cores: float, plan: Co
 
 def test_what_is_given_stands_and_the_rest_follows() -> None:
     assert plan_cores(3, cores=2) == CorePlan(2, 3, 1, 2)
-    assert plan_cores(model_threads=2, cores=2) == CorePlan(2, 2, 2, 1)
-    assert plan_cores(model_threads=8, cores=2) == CorePlan(2, 2, 8, 1)
+    assert plan_cores(model_threads=2, cores=2) == CorePlan(2, 3, 2, 1)
+    assert plan_cores(model_threads=8, cores=2) == CorePlan(2, 3, 8, 1)
     assert str(plan_cores(1, cores=2.5)) == (
         "2.5 cores; decoder processes: 1; runs of models at once: 2; threads of a run: 1"
     )
@@ -83,4 +83,4 @@ def test_what_is_given_stands_and_the_rest_follows() -> None:
 
 def test_the_plan_of_this_machine() -> None:
     assert plan_cores().cores == available_cores()
-    assert plan_cores().decode_workers == usable_cores()
+    assert plan_cores().decode_workers == usable_cores() + 1
