@@ -15,8 +15,9 @@ class CorePlan:
     """Who works on the cores at the same time.
 
     Decoding is nearly all of the work, so there is a decoder process for each core, and one more: while one hands over
-    its clip and gets the next, its core has work. Models run beside the decoders: a run has half of the cores, and no more runs go on at once, whatever their models, than the cores have threads for.
-    Threads do not spin while they wait. What a quota has beyond whole cores is left to the event loop.
+    its clip and gets the next, its core has work. Models run beside the decoders: a run has half of the cores, and no
+    more runs go on at once, whatever their models, than the cores have threads for. Threads do not spin while they
+    wait. What a quota has beyond whole cores is left to the event loop.
     """
 
     cores: float
