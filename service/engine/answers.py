@@ -33,31 +33,33 @@ def classification(
 ) -> Classification:
     manifest = model.session.clip_manifest()
     labels = manifest.labels
-    best = _best(model, inference, top_k)
+    likeliest = best(probabilities(inference.logits, manifest), labels, top_k)
     over_time = probabilities(inference.logits_over_time, manifest)
     steps = [
         Step(time_s=time_s, label=labels[top], probability=row[top], probabilities=row)
         for time_s, row, top in zip(info.times_s, over_time.tolist(), over_time.argmax(-1).tolist(), strict=True)
     ]
     return Classification(
-        label=best[0].label,
-        probability=best[0].probability,
-        top_k=best,
+        label=likeliest[0].label,
+        probability=likeliest[0].probability,
+        top_k=likeliest,
         over_time=steps,
         labels=list(labels),
-        model=_name(model),
+        model=model_name(model),
         clip=ClipFacts(**vars(info), upload_bytes=upload_bytes, num_frames_used=len(set(info.times_s))),
         times_ms=_milliseconds(times_s),
     )
 
 
 def window(model: Model, info: WindowInfo, inference: Inference, top_k: int) -> Window:
-    best = _best(model, inference, top_k)
+    manifest = model.session.clip_manifest()
+    whole = probabilities(inference.logits, manifest)
+    likeliest = best(whole, manifest.labels, top_k)
     return Window(
-        label=best[0].label,
-        probability=best[0].probability,
-        top_k=best,
-        probabilities=probabilities(inference.logits, model.session.clip_manifest()).tolist(),
+        label=likeliest[0].label,
+        probability=likeliest[0].probability,
+        top_k=likeliest,
+        probabilities=whole.tolist(),
         from_s=info.from_s,
         to_s=info.to_s,
         times_s=list(info.times_s),
@@ -81,7 +83,7 @@ def timeline(
         window_s=windowing.window_s,
         stride_s=windowing.stride_s,
         labels=list(model.session.clip_manifest().labels),
-        model=_name(model),
+        model=model_name(model),
         clip=VideoFacts(**facts, upload_bytes=upload_bytes, num_frames_used=num_frames_used),
         times_ms=_milliseconds(times_s),
     )
@@ -111,14 +113,17 @@ def spans(windows: Sequence[Window]) -> list[Span]:
     ]
 
 
-def _best(model: Model, inference: Inference, top_k: int) -> list[ScoredLabel]:
-    manifest = model.session.clip_manifest()
-    whole = probabilities(inference.logits, manifest)
-    order = np.argsort(-whole, kind="stable")[:top_k]
-    return [ScoredLabel(label=manifest.labels[i], probability=whole[i]) for i in order]
+def best(row: np.ndarray, labels: Sequence[str], top_k: int) -> list[ScoredLabel]:
+    """The likeliest labels, best first.
+
+    Args:
+        row: their probabilities, [classes].
+    """
+    order = np.argsort(-row, kind="stable")[:top_k]
+    return [ScoredLabel(label=labels[i], probability=row[i]) for i in order]
 
 
-def _name(model: Model) -> ModelName:
+def model_name(model: Model) -> ModelName:
     session, manifest = model.session, model.session.clip_manifest()
     return ModelName(
         name=manifest.name,

@@ -38,7 +38,7 @@ from service.errors import (
 )
 from service.routes.hangup import unless_gone
 from service.routes.problem import described, problems
-from service.routes.query import Query, parameters, read
+from service.routes.query import OfModel, parameters, read
 from service.routes.upload import FIELD, Upload, receive_uploads
 from service.schemas import Classification, FileResult, Results, Timeline
 
@@ -68,15 +68,11 @@ _BODY = {
 }
 
 
-class Asked(Query):
+class Asked(OfModel):
     """The query of /classify."""
 
     top_k: Annotated[int, Field(ge=1)] | None = None
     """How many labels; 5 or all without it."""
-    model: str | None = None
-    """A model's name; the default model without it."""
-    version: str | None = None
-    """A model's version; the latest without it."""
     sampling: Literal["keyframes"] | None = None
     """`keyframes` takes keyframes, spread over the clip, instead of the frames that the model was trained to see: a
     quick answer for a very long clip, and not an exact one (`clip.exact` is false). Without it the model's own sampling

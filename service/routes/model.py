@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 
 from service.engine.model import Model
 from service.engine.repository import Repository
-from service.errors import InvalidParameter, UnknownModel
+from service.errors import UnknownModel
 from service.routes.problem import problems
+from service.routes.query import OfModel, parameters, read
 from service.schemas import AbsentModel, ModelInfo, ModelList
 
 router = APIRouter()
 
 
-@router.get("/model", responses=problems(UnknownModel, InvalidParameter))
-async def model(
-    request: Request,
-    model: Annotated[str | None, Query(description="A model's name; the default model without it.")] = None,
-    version: Annotated[str | None, Query(description="A model's version; the latest without it.")] = None,
-) -> ModelInfo:
+@router.get("/model", openapi_extra={"parameters": parameters(OfModel)}, responses=problems(UnknownModel))
+async def model(request: Request) -> ModelInfo:
     """One model: its manifest, and where it runs."""
     repository: Repository = request.app.state.classifier.repository
-    return _info(repository.find(model, version), repository)
+    query = read(request, OfModel)
+    return _info(repository.find(query.model, query.version), repository)
 
 
 @router.get("/models")

@@ -9,14 +9,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
-from service.errors import InvalidParameter, MethodNotAllowed, NotFound, NotReady, RequestError, Unauthorized
+from service.errors import MethodNotAllowed, NotFound, NotReady, RequestError, Unauthorized
 from service.schemas import InferenceError, Problem
 
 MEDIA_TYPE = "application/problem+json"
@@ -45,14 +44,6 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(RequestError)
     async def request_error(request: Request, error: RequestError) -> Response:
         return answer(request, error)
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid_parameter(request: Request, error: RequestValidationError) -> Response:
-        faults = "; ".join(
-            f"{'.'.join(str(part) for part in fault['loc'][1:])}: {fault['msg']}, got {fault['input']!r}"
-            for fault in error.errors()
-        )
-        return problem(request, 422, InvalidParameter.code, InvalidParameter.title, faults)
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:

@@ -16,6 +16,15 @@ class Query(BaseModel):
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
 
+class OfModel(Query):
+    """What is asked of a model."""
+
+    model: str | None = None
+    """A model's name; the default model without it."""
+    version: str | None = None
+    """A model's version; the latest without it."""
+
+
 Q = TypeVar("Q", bound=Query)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from pydantic import BaseModel, Field
 
+from service.engine import answers
 from service.engine.batcher import Inference
 from service.engine.classifier import Classifier, check_top_k
 from service.engine.model import Model
@@ -21,8 +22,8 @@ from service.engine.sequences import Sequence
 from service.engine.session import probabilities
 from service.errors import Busy, InvalidMessage, InvalidParameter, RequestError, SequenceExpired
 from service.routes.messages import End, Expected, Ready, StreamError, StreamStep
-from service.routes.query import Query, read
-from service.schemas import ModelName, ScoredLabel
+from service.routes.query import OfModel, read
+from service.schemas import ScoredLabel
 from service.video.streaming import Pictures, Source
 
 log = logging.getLogger(__name__)
@@ -40,11 +41,9 @@ LAST_WORD_S = 2.0
 """How long a client may take to hear why its stream ends."""
 
 
-class Asked(Query):
+class Asked(OfModel):
     """The query of /stream."""
 
-    model: str | None = None
-    version: str | None = None
     top_k: Annotated[int, Field(ge=1)] | None = None
     format: Literal["jpeg", "encoded"] = "jpeg"
     rate: Annotated[float, Field(ge=0.001, le=1000)] | None = None
@@ -148,13 +147,7 @@ def _ready(talk: _Talk, classifier: Classifier, model: Model, asked: Asked, rate
     manifest, settings = model.session.clip_manifest(), classifier.settings
     return Ready(
         request_id=talk.request_id,
-        model=ModelName(
-            name=manifest.name,
-            version=manifest.version,
-            sha256=model.session.sha256,
-            precision=manifest.precision,
-            provider=model.session.provider,
-        ),
+        model=answers.model_name(model),
         labels=list(manifest.labels),
         expected=Expected(
             format=asked.format,
@@ -215,17 +208,13 @@ async def _answer(talk: _Talk, classifier: Classifier, sequence: Sequence, sourc
     manifest, deadline_s = sequence.model.session.clip_manifest(), classifier.settings.deadline_s
     best: list[ScoredLabel] = []
 
-    def scored(row: np.ndarray) -> list[ScoredLabel]:
-        order = np.argsort(-row, kind="stable")[:top_k]
-        return [ScoredLabel(label=manifest.labels[i], probability=row[i]) for i in order]
-
     while await source.ready():
         async with classifier.stream_turns:
             piece = await source.take()
             inference = await _step(sequence, piece.frames, time.monotonic() + deadline_s)
         classifier.metrics.frames_decoded.inc(len(piece.frames))
         for time_s, row in zip(piece.times_s, probabilities(inference.logits_over_time, manifest), strict=True):
-            best = scored(row)
+            best = answers.best(row, manifest.labels, top_k)
             top = best[0]
             await talk.say(
                 StreamStep(
@@ -233,7 +222,7 @@ async def _answer(talk: _Talk, classifier: Classifier, sequence: Sequence, sourc
                 )
             )
             talk.num_steps += 1
-        best = scored(probabilities(inference.logits, manifest))
+        best = answers.best(probabilities(inference.logits, manifest), manifest.labels, top_k)
     await talk.say(
         End(
             num_steps=talk.num_steps,
