@@ -77,6 +77,7 @@ class Classifier:
         self.repository = await asyncio.to_thread(
             Repository,
             settings,
+            cores=self.cores,
             observe_batch=lambda name, size: self.metrics.batch_size.labels(name).observe(size),
             on_change=self._show_models,
         )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from service.cores import plan_cores
+from service.cores import CorePlan, plan_cores
 from service.engine.cuda import Device
 from service.engine.folder import Files, default_model, model_files, own_files, version_key
 from service.engine.model import Model
@@ -49,6 +49,7 @@ class Repository:
     """Every model under the bundled folder and `settings.models`, laid out NAME/VERSION/model.onnx, loaded.
 
     Args:
+        cores: the plan that it shares with the decoders; that of the settings without it.
         observe_batch: called with a model's name and the size of each batch.
         on_change: called whenever other models are served than before.
 
@@ -63,6 +64,7 @@ class Repository:
         self,
         settings: Settings,
         *,
+        cores: CorePlan | None = None,
         bundled: Path = BUNDLED,
         observe_batch: Callable[[str, int], object] = lambda name, size: None,
         on_change: Callable[[], object] = lambda: None,
@@ -79,7 +81,7 @@ class Repository:
             raise StartError(f"expected a model at NAME/VERSION/model.onnx under {self._where}, found none")
         self._default = default_model(settings.default_model, files, own, bundled_files)
         self._choice = choose(settings.provider, settings.device_id)
-        plan = plan_cores(settings.decode_workers, settings.model_threads)
+        plan = cores or plan_cores(settings.decode_workers, settings.model_threads)
         self._resources = Resources(
             plan.model_threads,
             plan.model_runs,

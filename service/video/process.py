@@ -58,6 +58,11 @@ def prepare() -> None:
         forkserver.ensure_running()
 
 
+FAILURES = (OSError, EOFError, ValueError, LookupError, TypeError, RecursionError)
+"""Of talking with a decoder process: it is gone, or what it says makes no sense, and then it is not to be trusted with
+anything any more."""
+
+
 class Decoder:
     """One process, its socket, and the shared memory that it decodes into."""
 

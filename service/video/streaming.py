@@ -18,7 +18,7 @@ import numpy as np
 
 from service.errors import Busy, DeadlineExceeded, DecoderCrashed, RequestError, UndecodableVideo
 from service.video.child import Policy
-from service.video.process import Decoder
+from service.video.process import FAILURES, Decoder
 from service.video.sampling import Sampling
 from service.video.workers import DecodePool
 
@@ -160,8 +160,7 @@ class Encoded:
             self._next = await anext(self._frames, None)
         except RequestError:
             raise
-        except (OSError, EOFError, ValueError, LookupError, TypeError, RecursionError):
-            # It is gone, or what it says makes no sense.
+        except FAILURES:
             self._decoder.kill()
             raise DecoderCrashed(await self._decoder.last_words()) from None
         return self._next is not None

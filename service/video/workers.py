@@ -20,7 +20,7 @@ from service.errors import DeadlineExceeded, DecoderCrashed, StartError
 from service.trace import stage
 from service.video.child import Policy
 from service.video.decode import Clip, ClipInfo
-from service.video.process import Decoder, Take, prepare
+from service.video.process import FAILURES, Decoder, Take, prepare
 from service.video.sampling import Sampling
 from service.video.sandbox import Layer
 from service.video.windows import Windowing
@@ -169,8 +169,7 @@ class DecodePool:
             raise DeadlineExceeded(
                 f"decoding was not done in the {time.monotonic() - taken:.1f} s that were left"
             ) from None
-        except (OSError, EOFError, ValueError, LookupError, TypeError, RecursionError):
-            # It is gone, or what it says makes no sense: then it is not to be trusted with anything any more.
+        except FAILURES:
             decoder.kill()
             raise DecoderCrashed(await decoder.last_words()) from None
         finally:
