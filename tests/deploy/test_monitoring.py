@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 
 from service.metrics import Metrics
-from tests.deploy.test_deploy import COMPOSE, DEPLOY, ROOT, TARGETS, merged
+from tests.deploy.test_deploy import COMPOSE, DEPLOY, ROOT, TARGETS, check_specification, merged
 
 DASHBOARD: dict[str, Any] = json.loads((DEPLOY / "grafana/ttvideo.json").read_text())
 RULES: list[dict[str, Any]] = yaml.safe_load((DEPLOY / "prometheus/alerts.yml").read_text())["groups"][0]["rules"]
@@ -180,11 +179,7 @@ MONITORED = {target: (*COMPOSE[target], "docker-compose.monitoring.yml") for tar
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_compose_files_follow_the_specification(target: str, tmp_path: Path) -> None:
-    path = tmp_path / "compose.json"
-    path.write_text(json.dumps(merged(*MONITORED[target])))
-    check = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(path)]
-    done = subprocess.run(check, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    check_specification(MONITORED[target], tmp_path)
 
 
 @pytest.mark.parametrize("name", ["prometheus", "grafana"])

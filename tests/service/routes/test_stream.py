@@ -34,9 +34,7 @@ from service.video import decode_clip
 from service.video.process import Decoder
 from service.video.streaming import Pictures
 from tests.made import random_classifier, tiny_config
-from tests.service import onnx_models
 from tests.service.conftest import PATIENCE_S, Service, coloured_frames, lives, running, wait_until
-from tests.service.engine import streaming
 from tests.service.engine.streaming import logits_over_time
 from tests.serving import served
 from ttmodels import checkpoint
@@ -69,18 +67,9 @@ def moving(num_frames: int = 20) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    models = tmp_path_factory.mktemp("models")
-    streaming.save(models)
-    whole = onnx_models.manifest()
-    onnx_models.save(models, onnx_models.colours(whole), whole)
-    return models
-
-
-@pytest.fixture(scope="module")
-def service(folder: Path) -> Iterator[Service]:
+def service(streaming_models: Path) -> Iterator[Service]:
     settings = Settings(
-        models=folder,
+        models=streaming_models,
         default_model="sums",
         provider="cpu",
         decode_workers=2,
@@ -382,9 +371,9 @@ def test_a_client_that_goes_frees_its_place_and_its_decoder(
     wait_until(lambda: not len(service.classifier.sequences), "its sequence has ended")
 
 
-def test_idle_ones_expire(folder: Path, tmp_path: Path) -> None:
+def test_idle_ones_expire(streaming_models: Path, tmp_path: Path) -> None:
     picture, *_ = write(tmp_path / "clip.mkv", moving(1), "mjpeg")
-    with running(Settings(models=folder, provider="cpu", decode_workers=1, sequence_idle_s=0.3)) as service:
+    with running(Settings(models=streaming_models, provider="cpu", decode_workers=1, sequence_idle_s=0.3)) as service:
         for format in ("jpeg", "encoded"):
             with opened(service, format=format) as socket:
                 assert hear(socket)["expected"]["idle_s"] == 0.3
@@ -399,10 +388,10 @@ def test_idle_ones_expire(folder: Path, tmp_path: Path) -> None:
         assert 'ttvideo_sequences_over_total{code="sequence_expired"} 3.0' in service.get("/metrics").text
 
 
-def test_a_bound_on_streams_and_a_shutdown(folder: Path) -> None:
+def test_a_bound_on_streams_and_a_shutdown(streaming_models: Path) -> None:
     """A shutdown tells every stream so, and waits until it has."""
     with (
-        running(Settings(models=folder, provider="cpu", decode_workers=1, max_sequences=3)) as service,
+        running(Settings(models=streaming_models, provider="cpu", decode_workers=1, max_sequences=3)) as service,
         contextlib.ExitStack() as stack,
     ):
         sockets = [stack.enter_context(opened(service)) for _ in range(3)]
@@ -529,8 +518,10 @@ def test_one_line_in_the_log_and_one_request_in_the_metrics(service: Service, ca
     assert 'ttvideo_requests_total{code="invalid_message",route="/stream",status="101"}' in series
 
 
-def test_a_key_is_asked_for_before_the_socket_is_opened(folder: Path) -> None:
-    with running(Settings(models=folder, provider="cpu", decode_workers=1, api_keys="me:0123456789abcdef")) as service:
+def test_a_key_is_asked_for_before_the_socket_is_opened(streaming_models: Path) -> None:
+    with running(
+        Settings(models=streaming_models, provider="cpu", decode_workers=1, api_keys="me:0123456789abcdef")
+    ) as service:
         with pytest.raises(InvalidStatus) as caught:
             opened(service)
         assert caught.value.response.status_code == 401
@@ -541,9 +532,9 @@ def test_a_key_is_asked_for_before_the_socket_is_opened(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_sigterm_tells_every_stream_and_ends_the_process(folder: Path, tmp_path: Path) -> None:
+def test_sigterm_tells_every_stream_and_ends_the_process(streaming_models: Path, tmp_path: Path) -> None:
     picture, *_ = write(tmp_path / "clip.mkv", moving(1), "mjpeg")
-    with served("--models", folder, "--default-model", "moving_digits") as (process, url, _):
+    with served("--models", streaming_models, "--default-model", "moving_digits") as (process, url, _):
         address = f"{url.replace('http:', 'ws:')}/stream?model=sums"
         with connect(address) as pictures, connect(f"{address}&format=encoded") as encoded:
             hear(pictures)

@@ -14,7 +14,6 @@ from tritonclient.http import InferenceServerClient, InferRequestedOutput, Infer
 from tritonclient.utils import InferenceServerException
 
 from service.settings import Settings
-from tests.service import onnx_models
 from tests.service.conftest import Service, running, wait_until
 from tests.service.engine import streaming
 from tests.service.engine.streaming import clip, logits_over_time
@@ -24,18 +23,9 @@ CLOSE = 1e-5
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    models = tmp_path_factory.mktemp("models")
-    streaming.save(models)
-    whole = onnx_models.manifest()
-    onnx_models.save(models, onnx_models.colours(whole), whole)
-    return models
-
-
-@pytest.fixture(scope="module")
-def service(folder: Path) -> Iterator[Service]:
+def service(streaming_models: Path) -> Iterator[Service]:
     with running(
-        Settings(models=folder, default_model="sums", provider="cpu", decode_workers=1, max_sequences=50)
+        Settings(models=streaming_models, default_model="sums", provider="cpu", decode_workers=1, max_sequences=50)
     ) as running_service:
         yield running_service
 
@@ -170,8 +160,8 @@ def test_too_many_and_many_at_once(service: Service, client: InferenceServerClie
     assert 'ttvideo_sequences_over_total{code="ok"}' in series
 
 
-def test_idle_ones_expire(folder: Path) -> None:
-    settings = Settings(models=folder, provider="cpu", decode_workers=1, sequence_idle_s=0.1)
+def test_idle_ones_expire(streaming_models: Path) -> None:
+    settings = Settings(models=streaming_models, provider="cpu", decode_workers=1, sequence_idle_s=0.1)
     with running(settings) as service:
         host, port = service.address
         with InferenceServerClient(f"{host}:{port}") as client:

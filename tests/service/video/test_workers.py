@@ -13,6 +13,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -419,6 +420,17 @@ STOPPED_S = 0.05
 """The issue's own bound, from the moment in which the caller is gone to that in which its decoder is dead."""
 
 
+async def seconds_to_stop(request: asyncio.Task[Any], pid: int) -> float:
+    """Cancel a request; how long its decoder process lived on."""
+    request.cancel()
+    began = time.monotonic()
+    await eventually(lambda: not lives(pid))
+    took_s = time.monotonic() - began
+    with pytest.raises(asyncio.CancelledError):
+        await request
+    return took_s
+
+
 @pytest.fixture(scope="module")
 def long_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Seconds of decoding: every picture is a new one, and each depends on the one before."""
@@ -457,12 +469,7 @@ def test_a_cancelled_decode_stops_at_once(long_clip: Path) -> None:
             since_s = process._usage(pid)[1]
             request = asyncio.create_task(pool.decode(long_clip, SAMPLING, soon()))
             await eventually(lambda pid=pid, since_s=since_s: works(pid, since_s))
-            request.cancel()
-            began = time.monotonic()
-            await eventually(lambda pid=pid: not lives(pid))
-            took.append(time.monotonic() - began)
-            with pytest.raises(asyncio.CancelledError):
-                await request
+            took.append(await seconds_to_stop(request, pid))
             await eventually(lambda: pool.num_idle == 1)
 
     with_pool(test)
@@ -485,12 +492,7 @@ def test_a_cancelled_timeline_stops_at_once_also_between_two_windows(long_clip: 
             taken.clear()
             request = asyncio.create_task(pool.decode_windows(long_clip, SAMPLING, windowing, take, soon()))
             await eventually(lambda: len(taken) == 3)
-            request.cancel()
-            began = time.monotonic()
-            await eventually(lambda pid=pid: not lives(pid))
-            took.append(time.monotonic() - began)
-            with pytest.raises(asyncio.CancelledError):
-                await request
+            took.append(await seconds_to_stop(request, pid))
             await eventually(lambda: pool.num_idle == 1)
 
     with_pool(test)
