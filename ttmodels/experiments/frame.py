@@ -68,6 +68,7 @@ class Experiment(ABC):
     published: ClassVar[Mapping[str, str]]
     """Of every model, in the table's order: the published test accuracy, or a dash."""
     fit: ClassVar[Fit]
+    """Of all models, but for what `fit_of` says."""
     needs_data: ClassVar[bool] = True
     """Whether its data come from outside; otherwise it makes them."""
 
@@ -87,6 +88,10 @@ class Experiment(ABC):
     def model(self, label: str) -> nn.Module:
         """A new model of the table's row `label`: inputs -> logits."""
 
+    def fit_of(self, label: str) -> Fit:
+        """How a model is fitted: as all are, where none has a rate of its own."""
+        return self.fit
+
     def varied(self, x: Tensor) -> Tensor:
         """A training batch with other samples of the same classes in the place of its own."""
         return x
@@ -96,7 +101,9 @@ def run(
     experiment: Experiment, data_folder: Path | None, label: str, seed: int, kept: Path, *, quick: bool = False
 ) -> Outcome:
     """One model from one seed; read from the folder `kept` where it has been finished, else put there."""
-    fit = dataclasses.replace(experiment.fit, epochs=2) if quick else experiment.fit
+    fit = experiment.fit_of(label)
+    if quick:
+        fit = dataclasses.replace(fit, epochs=2)
     path, settings = _place(experiment, label, seed, kept, fit)
     if (done := _read(path, settings)) is not None:
         return done
@@ -110,10 +117,11 @@ def run(
 
 def finished(experiment: Experiment, kept: Path, seeds: Sequence[int]) -> dict[str, dict[int, Outcome]]:
     """What is in the folder `kept` of these seeds, by model and seed."""
-    return {
-        label: {seed: done for seed in seeds if (done := _read(*_place(experiment, label, seed, kept, experiment.fit)))}
-        for label in experiment.published
-    }
+    found: dict[str, dict[int, Outcome]] = {}
+    for label in experiment.published:
+        places = {seed: _place(experiment, label, seed, kept, experiment.fit_of(label)) for seed in seeds}
+        found[label] = {seed: done for seed, place in places.items() if (done := _read(*place))}
+    return found
 
 
 def _place(experiment: Experiment, label: str, seed: int, kept: Path, fit: Fit) -> tuple[Path, dict[str, Any]]:

@@ -20,7 +20,8 @@ NO_DATA = "no data here"
 _HEAD = """# Results of the experiments
 Each section is written by the command in it. Accuracies are those on the test split, which no fit was stopped by: mean
 and standard deviation over the seeds, beside the published figure. Every model of a section has the same splits,
-dropout, fit and hidden size. Times are those of one thread of the machine as it was, busy or not.
+dropout, hidden size and, but for what the section says, the same fit. Times are those of one thread of the machine as
+it was, busy or not.
 """
 
 
@@ -44,7 +45,7 @@ def write_without_data(path: Path, experiment: Experiment, command: str) -> None
 
 
 def _row(experiment: Experiment, label: str, outcomes: Mapping[int, Outcome] | None) -> str:
-    published, fit = experiment.published[label], experiment.fit
+    published, fit = experiment.published[label], experiment.fit_of(label)
     if not outcomes:
         num_parameters = sum(p.numel() for p in experiment.model(label).parameters())
         return _cells(

@@ -84,6 +84,18 @@ def test_a_finished_seed_is_not_run_again(tmp_path: Path, monkeypatch: pytest.Mo
     assert json.loads((tmp_path / "linear-seed0.json").read_text())["settings"]["epochs"] == 3
 
 
+def test_a_model_may_have_a_fit_of_its_own(tmp_path: Path) -> None:
+    class Apart(Halves):
+        published: ClassVar = {"linear": ".5", "other": ".5"}
+
+        def fit_of(self, label: str) -> Fit:
+            return Fit(3, 16, 0.05, 0.0, patience=3) if label == "other" else self.fit
+
+    assert run(Apart(), None, "other", 0, tmp_path).num_epochs == 3
+    assert run(Apart(), None, "linear", 0, tmp_path).num_epochs == 20
+    assert [len(found) for found in frame.finished(Apart(), tmp_path, (0,)).values()] == [1, 1]
+
+
 def test_a_split_in_two_holds_everything_once() -> None:
     y = torch.arange(100) % 4
     x = torch.arange(100.0)[:, None]
