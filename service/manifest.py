@@ -18,6 +18,9 @@ from service.video.sampling import Sampling
 METADATA_KEY = "ttvideo.manifest"
 FORMAT_VERSION = 1
 
+Task = Literal["single_label", "multi_label"]
+"""Whether one label holds for a clip (softmax) or any number (sigmoid)."""
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -203,7 +206,7 @@ class ModelFile(_Part):
     """The maker's words."""
     labels: Annotated[tuple[str, ...], Field(min_length=2)]
     """In the order of the logits."""
-    task: Literal["single_label", "multi_label"] = "single_label"
+    task: Task = "single_label"
     """Whether one label holds for a clip (softmax) or any number (sigmoid)."""
     opset: int
     """Of ONNX."""

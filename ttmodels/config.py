@@ -6,9 +6,9 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from service.manifest import Scaling
+from service.manifest import Scaling, Task
 from service.video import Sampling
 from ttmodels.activations import ACTIVATIONS
 from ttmodels.modes import check_modes
@@ -39,6 +39,7 @@ class ModelConfig:
     output_modes: tuple[int, ...]
     tt_ranks: tuple[int, ...]
     """d + 1 of them, 1 at both ends."""
+    task: Task = field(default="single_label", metadata={"choices": get_args(Task)})
     cell: Literal["rnn", "gru", "lstm"] = _option("gru", "the recurrence", CELLS)
     num_layers: int = _option(1, "recurrences above one another")
     bidirectional: bool = _option(False, "each layer reads the clip from its end too")

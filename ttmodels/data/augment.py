@@ -26,18 +26,24 @@ class Augmentation:
     def __call__(
         self, frames: np.ndarray, targets: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        """frames uint8 [batch, time, height, width, 3] and targets int64 [batch], changed clip by clip in place."""
+        """frames uint8 [batch, time, height, width, 3] and targets, int64 [batch] or uint8 [batch, classes] where clips
+        have several labels, changed clip by clip in place."""
         for i in range(len(frames)):
             if self.mirror_horizontal is not None and rng.random() < 0.5:
                 frames[i] = frames[i, :, :, ::-1].copy()
-                targets[i] = self.mirror_horizontal[targets[i]]
+                targets[i] = _swapped(targets[i], self.mirror_horizontal)
             if self.mirror_vertical is not None and rng.random() < 0.5:
                 frames[i] = frames[i, :, ::-1].copy()
-                targets[i] = self.mirror_vertical[targets[i]]
+                targets[i] = _swapped(targets[i], self.mirror_vertical)
             if self.gain:
                 table = np.arange(256) * rng.uniform(1 - self.gain, 1 + self.gain)
                 frames[i] = (table + 0.5).clip(0, 255).astype(np.uint8)[frames[i]]
         return frames, targets
+
+
+def _swapped(target: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """A clip's class, or which labels hold for it, by the label that each becomes; that one becomes it in turn."""
+    return np.asarray(target[labels] if target.ndim else labels[target])
 
 
 def swapped_labels(labels: Sequence[str], pairs: str | None) -> np.ndarray | None:

@@ -113,7 +113,7 @@ class DecodedClips:
     def batches(
         self, batch_size: int, rng: np.random.Generator | None = None
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Each clip once, in order, or shuffled by `rng`: uint8 [batch, time, height, width, 3] and int64 [batch]."""
+        """Each clip once, in order, or shuffled by `rng`: uint8 [batch, time, height, width, 3], and the targets."""
         order = np.arange(len(self)) if rng is None else rng.permutation(len(self))
         with ExitStack() as stack:
             decoders = functools.cache(lambda: stack.enter_context(_decoders(self._num_workers)))

@@ -71,16 +71,17 @@ def _check_whole(clips: ClipList, sides: Sequence[Hashable], column: str) -> Non
 
 
 def _hold_out(clips: ClipList, among: list[int], fraction: float, seed: int) -> list[int]:
-    """About `fraction` of each class of the clips `among`, in whole groups. A class keeps a group to train on; one that
-    is all of one group has none held out."""
+    """About `fraction` of each class of the clips `among`, in whole groups; clips that no label holds for are a class
+    too. A class keeps a group to train on; one that is all of one group has none held out."""
     rng = np.random.default_rng(seed)
     members: dict[Hashable, list[int]] = {}
     for i in among:
         members.setdefault((clips.groups and clips.groups[i]) or i, []).append(i)
     group_of = {i: group for group, indices in members.items() for i in indices}
-    num_classes = len(clips.labels)
-    sizes = {group: np.bincount(clips.targets[indices], minlength=num_classes) for group, indices in members.items()}
-    total = np.bincount(clips.targets[among], minlength=num_classes)
+    of = clips.holds()
+    of = np.column_stack([of, ~of.any(1)])
+    sizes = {group: of[indices].sum(0) for group, indices in members.items()}
+    total = of[among].sum(0)
     held = np.zeros_like(total)
     chosen: list[Hashable] = []
 
@@ -90,10 +91,18 @@ def _hold_out(clips: ClipList, among: list[int], fraction: float, seed: int) -> 
             chosen.append(group)
             held = held + sizes[group]
 
-    for target in np.flatnonzero(total):
-        of_class = [i for i in among if clips.targets[i] == target]
+    classes = np.flatnonzero(total)
+    several = clips.task == "multi_label"
+    if several:  # the rarest first, and what it leaves to train on is drawn last (Sechidis et al., ECML 2011)
+        classes = classes[np.argsort(total[classes], kind="stable")]
+    dealt: set[Hashable] = set()
+    for target in classes:
+        of_class = [i for i in among if of[i, target]]
         wanted = min(max(1, round(fraction * len(of_class))), len(of_class) - 1)
         drawn = list(dict.fromkeys(group_of[i] for i in rng.permutation(of_class).tolist()))
+        if several:
+            drawn.sort(key=dealt.__contains__)
+            dealt.update(drawn)
         for group in drawn:
             if held[target] < wanted and 2 * held[target] + sizes[group][target] <= 2 * wanted:  # nearer with it
                 take(group)

@@ -24,6 +24,16 @@ def test_mirrors_change_pixels_and_labels_together() -> None:
     assert places == {(0, 0), (0, 7), (5, 0), (5, 7)}
 
 
+def test_a_mirror_swaps_which_of_several_labels_hold() -> None:
+    augment = Augmentation(swapped_labels(LABELS, "left=right"))
+    held = np.tile(np.array([1, 0, 1], np.uint8), (100, 1))
+    frames, targets = augment(marked(100), held, np.random.default_rng(0))
+    mirrored = frames[:, 0, 0, 7].any(-1)
+    assert 0 < mirrored.sum() < 100
+    for of_clip, turned in zip(targets.tolist(), mirrored, strict=True):
+        assert of_clip == ([0, 1, 1] if turned else [1, 0, 1])
+
+
 def test_gain_changes_brightness_clip_by_clip() -> None:
     frames, _ = Augmentation(gain=0.2)(marked(50), np.zeros(50, np.int64), np.random.default_rng(0))
     levels = frames.max((1, 2, 3, 4))

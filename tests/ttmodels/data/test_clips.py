@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ttmodels.data.clips import ClipList, read_clips
@@ -82,7 +83,7 @@ def test_clips_whose_split_is_empty_are_not_used(root: Path) -> None:
         ("path,label\nx,a\ny\n", "line 3: expected a value in every column"),
         ("path,label\nx,a\ny,b,c\n", "line 3: expected a value in every column"),
         ("path,label\nx,a\n,b\n", "line 3: expected a path and a label, got '' and 'b'"),
-        ("path,label\nx,a\ny,a|b\n", r"line 3: expected one label, got a\|b"),
+        ("path,label\nx,a\ny,a|b\n", r"line 3: expected one label, got a\|b: several are for --task multi_label"),
         ("path,label,fold\nx,a,0\ny,b,one\n", "line 3: fold: expected a whole number, got 'one'"),
         ("path,label,split\nx,a,train\ny,b,val\n", "line 3: split: expected train, valid, test or nothing, got 'val'"),
         ("path,label\nx,a\nx,b\n", "expected each path once, found x again"),
@@ -92,6 +93,31 @@ def test_clips_whose_split_is_empty_are_not_used(root: Path) -> None:
 def test_lists_that_do_not_fit_are_refused(root: Path, text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_clips(written(root, text))
+
+
+def test_a_clip_of_a_list_may_have_several_labels_or_none(root: Path) -> None:
+    file = written(root, "path,label,split\nx,b|a,train\ny,,train\nz,b,\nw,c,test\n")
+    clips = read_clips(file, task="multi_label")
+    assert (clips.task, clips.labels) == ("multi_label", ("a", "b", "c"))
+    assert (clips.targets.dtype, clips.targets.tolist()) == (np.uint8, [[1, 1, 0], [0, 0, 0], [0, 0, 1]])
+    assert clips.counts() == [1, 1, 1]
+    assert clips.holds()[0].tolist() == [True, True, False]
+    taken = clips.take([0, 1])
+    assert (taken.targets.tolist(), taken.warnings) == ([[1, 1, 0], [0, 0, 0]], ["no clips of c"])
+    other = read_clips(file, ("c", "b", "a"), "multi_label")
+    assert other.targets.tolist() == [[0, 1, 1], [0, 0, 0], [1, 0, 0]]
+
+
+@pytest.mark.parametrize("label", ["a|", "|", "a||b", "a|b|a"])
+def test_labels_that_are_empty_or_come_twice_are_refused(root: Path, label: str) -> None:
+    file = written(root, f"path,label\nx,a|b\ny,{label}\n")
+    with pytest.raises(ValueError, match=r"line 3: expected labels that differ, '\|' between two, got"):
+        read_clips(file, task="multi_label")
+
+
+def test_a_folder_of_a_class_each_knows_no_clips_of_several(root: Path) -> None:
+    with pytest.raises(ValueError, match="--task multi_label: expected a CSV list, whose clips may have several"):
+        read_clips(root, task="multi_label")
 
 
 def test_a_list_keeps_to_the_labels_asked_for(root: Path) -> None:

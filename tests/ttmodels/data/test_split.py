@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,50 @@ def test_groups_of_several_classes_are_not_torn() -> None:
     split = split_clips(clips, 0.2, seed=0)
     assert clips.take(split.valid).counts() == [2] * 6
     assert not {groups[i] for i in split.train} & {groups[i] for i in split.valid}
+
+
+def several(holds: list[list[int]], groups: list[str] | None = None) -> ClipList:
+    return replace(made([0] * len(holds), groups), labels=tuple("abcd"), targets=np.array(holds, np.uint8))
+
+
+def test_a_clip_counts_for_each_of_its_labels() -> None:
+    """b holds for all clips of c too, and a tenth have none: a share of each validates."""
+    holds = [[i % 2, i % 5 == 0, i % 10 == 0, 0] for i in range(400)]
+    clips = several(holds)
+    for seed in range(5):
+        split = split_clips(clips, 0.25, seed)
+        assert sorted(split.train + split.valid) == list(range(400))
+        of_valid = clips.take(split.valid)
+        assert of_valid.counts() == pytest.approx([50, 20, 10, 0], abs=3)
+        assert int((~of_valid.holds().any(1)).sum()) == pytest.approx(40, abs=3)
+
+
+def test_a_rare_label_is_held_out_once_and_not_by_the_way() -> None:
+    """a holds for all clips: drawn first, it would take any share of d, which is rare."""
+    clips = several([[1, i % 2, 0, i % 20 == 0] for i in range(80)])
+    for seed in range(20):
+        counts = clips.take(split_clips(clips, 0.25, seed).valid).counts()
+        assert counts[3] == 1
+        assert counts[0] == pytest.approx(20, abs=1)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_no_list_of_several_labels_is_torn_or_left_without_one(data: st.DataObject) -> None:
+    num_clips = data.draw(st.integers(4, 30))
+    of_one = st.lists(st.integers(0, 1), min_size=4, max_size=4)
+    holds = data.draw(st.lists(of_one, min_size=num_clips, max_size=num_clips))
+    groups = data.draw(st.lists(st.sampled_from(["", *"stuvwxyz"]), min_size=num_clips, max_size=num_clips))
+    clips = several(holds, groups)
+    try:
+        split = split_clips(clips, data.draw(st.floats(0.05, 0.6)), 0)
+    except ValueError as error:
+        assert "expected at least two groups of a class" in str(error)  # noqa: PT017
+        return
+    assert sorted(split.train + split.valid) == list(range(num_clips))
+    assert not {groups[i] for i in split.train} & {groups[i] for i in split.valid} - {""}
+    assert (clips.take(split.train).holds().any(0) == clips.holds().any(0)).all()
+    assert split.valid
 
 
 @settings(max_examples=200, deadline=None)
