@@ -77,8 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _line(outcome: Outcome) -> str:
+    figures = ", ".join(f"{name} {value:.4f}" for name, value in outcome.figures.items())
     return (
-        f"test accuracy {outcome.accuracy:.4f}, {outcome.num_parameters:,} parameters, "
+        f"test {figures}, {outcome.num_parameters:,} parameters, "
         f"epoch {outcome.best_epoch} of {outcome.num_epochs}, {outcome.epoch_s:.2f} s an epoch"
     )
 

@@ -18,7 +18,7 @@ RESULTS = Path(__file__).with_name("RESULTS.md")
 NO_DATA = "no data here"
 
 _HEAD = """# Results of the experiments
-Each section is written by the command in it. Accuracies are those on the test split, which no fit was stopped by: mean
+Each section is written by the command in it. Figures are those on the test split, which no fit was stopped by: mean
 and standard deviation over the seeds, beside the published figure. Every model of a section has the same splits,
 dropout, hidden size and, but for what the section says, the same fit. Times are those of one thread of the machine as
 it was, busy or not.
@@ -45,24 +45,36 @@ def write_without_data(path: Path, experiment: Experiment, command: str) -> None
 
 
 def _row(experiment: Experiment, label: str, outcomes: Mapping[int, Outcome] | None) -> str:
-    published, fit = experiment.published[label], experiment.fit_of(label)
+    published, part = experiment.published[label], experiment.part(label)
+    names = _figures(experiment)
     if not outcomes:
-        num_parameters = sum(p.numel() for p in experiment.model(label).parameters())
-        return _cells(
-            label, f"{num_parameters:,}", published, NO_DATA if outcomes is None else "not run yet", "", "", ""
-        )
+        num_parameters = sum(p.numel() for p in part.model(label).parameters())
+        said = [NO_DATA if outcomes is None else "not run yet", *[""] * (len(names) + 2)]
+        return _cells(label, f"{num_parameters:,}", published, *said)
     runs = list(outcomes.values())
-    accuracies = [one.accuracy for one in runs]
-    deviation = f" ± {statistics.stdev(accuracies):.4f}" if len(runs) > 1 else ""
     return _cells(
         label,
         f"{runs[0].num_parameters:,}",
         published,
-        f"{statistics.fmean(accuracies):.4f}{deviation}",
+        *(_over_seeds([one.figures[name] for one in runs if name in one.figures]) for name in names),
         ", ".join(map(str, sorted(outcomes))),
-        f"{statistics.fmean(one.best_epoch for one in runs):.0f} of {fit.epochs}",
+        f"{statistics.fmean(one.best_epoch for one in runs):.0f} of {part.fit_of(label).epochs}",
         f"{statistics.fmean(one.epoch_s for one in runs):.2f}",
     )
+
+
+def _figures(experiment: Experiment) -> list[str]:
+    """Of all rows, in the order in which they come."""
+    return list(
+        dict.fromkeys(name for label in experiment.published for name in experiment.part(label).measure.figures)
+    )
+
+
+def _over_seeds(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    deviation = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.4f}{deviation}"
 
 
 def _cells(*cells: str) -> str:
@@ -70,8 +82,9 @@ def _cells(*cells: str) -> str:
 
 
 def _replace(path: Path, experiment: Experiment, rows: Sequence[str], made: str) -> None:
-    titles = "model", "parameters", "published", "ours", "seeds", "best epoch", "s an epoch"
-    table = "\n".join([_cells(*titles), "|---|---:|---:|---:|---|---:|---:|", *rows])
+    names = _figures(experiment)
+    titles = "model", "parameters", "published", *names, "seeds", "best epoch", "s an epoch"
+    table = "\n".join([_cells(*titles), f"|---|---:|---:|{'---:|' * len(names)}---|---:|---:|", *rows])
     about = f"{experiment.about} Published: {experiment.source}."
     sections = _sections(path) | {experiment.name: f"## {experiment.name}\n{about}\n\n{made}\n\n{table}\n"}
     with in_place_of(path) as part:

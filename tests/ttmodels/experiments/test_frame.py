@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ttmodels.experiments import frame
 from ttmodels.experiments.frame import Data, Experiment, Fit, Split, fitted, parted, run
+from ttmodels.experiments.measures import TWO_CLASSES, VALUES, accuracy
 
 
 def points(count: int, seed: int, shift: float = 0.0) -> Split:
@@ -36,7 +37,7 @@ class Halves(Experiment):
 def test_it_learns() -> None:
     halves = Halves()
     outcome = fitted(halves.model("linear"), halves.load(None, 0), halves.fit, halves.varied)
-    assert outcome.accuracy > 0.9
+    assert outcome.figures["accuracy"] > 0.9
     assert outcome.num_parameters == 10
     assert 1 <= outcome.best_epoch <= outcome.num_epochs == 20
 
@@ -52,8 +53,8 @@ def test_the_best_epoch_is_the_one_reported() -> None:
     fit = Fit(epochs=50, batch_size=16, learning_rate=0.05, weight_decay=0.0, patience=3)
     outcome = fitted(model, wrong, fit, halves.varied)
     assert outcome.best_epoch < outcome.num_epochs == outcome.best_epoch + 3
-    assert outcome.accuracy > 0.9
-    assert frame.evaluated(model, wrong.test)[0] == outcome.accuracy
+    assert outcome.figures["accuracy"] > 0.9
+    assert accuracy(frame.predicted(model, wrong.test[0]), wrong.test[1]) == outcome.figures["accuracy"]
 
 
 def test_the_test_split_stops_nothing() -> None:
@@ -74,7 +75,7 @@ def test_a_finished_seed_is_not_run_again(tmp_path: Path, monkeypatch: pytest.Mo
         patch.setattr(frame, "fitted", lambda *_: pytest.fail("it was fitted again"))
         assert run(Halves(), None, "linear", 0, tmp_path) == first
         assert frame.finished(Halves(), tmp_path, (0, 1)) == {"linear": {0: first}}
-    assert run(Halves(), None, "linear", 0, tmp_path / "elsewhere").accuracy == first.accuracy
+    assert run(Halves(), None, "linear", 0, tmp_path / "elsewhere").figures == first.figures
 
     class Longer(Halves):
         fit = Fit(epochs=3, batch_size=16, learning_rate=0.05, weight_decay=0.0, patience=20)
@@ -96,6 +97,49 @@ def test_a_model_may_have_a_fit_of_its_own(tmp_path: Path) -> None:
     assert [len(found) for found in frame.finished(Apart(), tmp_path, (0,)).values()] == [1, 1]
 
 
+class Sums(Halves):
+    """Two sums of the points' coordinates."""
+
+    name = "sums"
+    published: ClassVar = {"linear": "0", "constant": "-"}
+    measure = VALUES
+
+    def load(self, folder: Path | None, seed: int) -> Data:
+        sums = torch.tensor([[1.0, 1, 1, 1], [2, 0, 0, 0]])
+        train, valid, test = (points(count, seed)[0] for count, seed in ((200, 1), (100, 2), (100, 3)))
+        return Data((train, train @ sums.T), (valid, valid @ sums.T), (test, test @ sums.T))
+
+
+def test_values_are_learned() -> None:
+    sums = Sums()
+    data = sums.load(None, 0)
+    outcome = fitted(sums.model("linear"), data, sums.fit, sums.varied, sums.measure)
+    assert outcome.figures["MSE"] < 0.1
+    assert outcome.figures["R²"] > 0.97
+
+
+def test_rows_of_several_data_sets(tmp_path: Path) -> None:
+    class Both(Halves):
+        published: ClassVar = {"halves": "-", "sums": "-"}
+
+        def part(self, label: str) -> Experiment:
+            return Sums() if label == "sums" else self
+
+    done = {label: run(Both(), None, label, 0, tmp_path) for label in Both.published}
+    assert [list(one.figures) for one in done.values()] == [["accuracy"], ["MSE", "R²"]]
+    assert frame.finished(Both(), tmp_path, (0,)) == {label: {0: one} for label, one in done.items()}
+
+
+def test_a_seed_without_a_figure_is_run_again(tmp_path: Path) -> None:
+    run(Halves(), None, "linear", 0, tmp_path)
+
+    class Ranked(Halves):
+        measure = TWO_CLASSES
+
+    assert frame.finished(Ranked(), tmp_path, (0,)) == {"linear": {}}
+    assert list(run(Ranked(), None, "linear", 0, tmp_path).figures) == ["accuracy", "balanced accuracy", "AUC"]
+
+
 def test_a_split_in_two_holds_everything_once() -> None:
     y = torch.arange(100) % 4
     x = torch.arange(100.0)[:, None]
@@ -105,3 +149,5 @@ def test_a_split_in_two_holds_everything_once() -> None:
     assert torch.equal(la, y[a.squeeze(1).long()])
     assert torch.equal(parted((x, y), 0.2, 0)[1][0], b)
     assert not torch.equal(parted((x, y), 0.2, 1)[1][0], b)
+    (_, left), (_, right) = parted((x, x.clone()), 0.2, 0)
+    assert (len(left), len(right)) == (80, 20)

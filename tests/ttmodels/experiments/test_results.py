@@ -1,8 +1,9 @@
 from pathlib import Path
+from typing import ClassVar
 
-from tests.ttmodels.experiments.test_frame import Halves
+from tests.ttmodels.experiments.test_frame import Halves, Sums
 from ttmodels.experiments import results
-from ttmodels.experiments.frame import Outcome
+from ttmodels.experiments.frame import Experiment, Outcome
 
 
 class Another(Halves):
@@ -10,7 +11,7 @@ class Another(Halves):
 
 
 def outcome(accuracy: float) -> Outcome:
-    return Outcome(accuracy, 1234, best_epoch=10, num_epochs=12, epoch_s=0.5)
+    return Outcome({"accuracy": accuracy}, 1234, best_epoch=10, num_epochs=12, epoch_s=0.5)
 
 
 def test_mean_and_deviation_over_seeds(tmp_path: Path) -> None:
@@ -20,6 +21,26 @@ def test_mean_and_deviation_over_seeds(tmp_path: Path) -> None:
     assert "| linear | 1,234 | .5 | 0.8500 ± 0.0707 | 0, 1 | 10 of 20 | 0.50 |" in text
     assert "`the command --seeds 0,1,2`" in text
     assert "points left or right" in text
+
+
+def test_a_column_for_each_figure(tmp_path: Path) -> None:
+    class Both(Halves):
+        published: ClassVar = {"linear": ".5", "sums": ".1", "more sums": "-"}
+
+        def part(self, label: str) -> Experiment:
+            return self if label == "linear" else Sums()
+
+    path = tmp_path / "RESULTS.md"
+    sums = Outcome({"MSE": 0.25, "R²": 0.5}, 1234, best_epoch=10, num_epochs=12, epoch_s=0.5)
+    results.write(path, Both(), {"linear": {0: outcome(0.9)}, "sums": {0: sums, 1: sums}}, "one")
+    title, line, *rows = path.read_text().splitlines()[-5:]
+    assert title == "| model | parameters | published | accuracy | MSE | R² | seeds | best epoch | s an epoch |"
+    assert line.count("|") == title.count("|")
+    assert rows == [
+        "| linear | 1,234 | .5 | 0.9000 |  |  | 0 | 10 of 20 | 0.50 |",
+        "| sums | 1,234 | .1 |  | 0.2500 ± 0.0000 | 0.5000 ± 0.0000 | 0, 1 | 10 of 20 | 0.50 |",
+        "| more sums | 10 | - | not run yet |  |  |  |  |  |",
+    ]
 
 
 def test_a_section_takes_the_place_of_its_own_alone(tmp_path: Path) -> None:
