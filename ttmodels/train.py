@@ -15,20 +15,15 @@ may not differ, but for --epochs, which may be raised: the rest of the run then 
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import json
 import math
-import shlex
 import sys
 import time
-import typing
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-from ttmodels.commandline import command, positive, require
+from ttmodels.commandline import command, require
 
 if __name__ == "__main__":  # before the imports that need them
     require("torch", "safetensors", "sklearn")
@@ -38,12 +33,11 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from service.cores import usable_cores
 from service.video import Sampling
 from ttmodels import checkpoint
 from ttmodels import config as configs
 from ttmodels.checkpoint import Checkpoint, Progress
-from ttmodels.classifier import ClipClassifier, ClipLogits
+from ttmodels.classifier import ClipClassifier
 from ttmodels.config import ModelConfig, TrainConfig
 from ttmodels.data.augment import Augmentation, swapped_labels
 from ttmodels.data.clips import read_clips
@@ -52,13 +46,10 @@ from ttmodels.data.report import data_report
 from ttmodels.data.split import split_clips
 from ttmodels.evaluate import Figures, confusion_table, evaluate
 from ttmodels.linear import penalty
-from ttmodels.modes import balanced_modes, check_modes, frame_modes
-from ttmodels.tensor_train import TTShape
+from ttmodels.losses import clip_loss
+from ttmodels.options import make_parser, new_run, options_given, resumed_run
 
 Batch = tuple[np.ndarray, np.ndarray]
-
-HIDDEN_SIZE = 64
-RANK = 4
 
 
 def train(
@@ -174,17 +165,6 @@ def train(
     return valid.accuracy
 
 
-def clip_loss(out: ClipLogits, targets: torch.Tensor, over_time_weight: float) -> torch.Tensor:
-    """Cross-entropy of the clip, mixed with that of each step. The later half of the steps counts: before it even a
-    perfect observer could not know."""
-    loss = nn.functional.cross_entropy(out.logits, targets)
-    if over_time_weight:
-        steps = out.logits_over_time[:, out.logits_over_time.shape[1] // 2 :]
-        every = nn.functional.cross_entropy(steps.flatten(0, 1), targets.repeat_interleave(steps.shape[1]))
-        loss = (1 - over_time_weight) * loss + over_time_weight * every
-    return loss
-
-
 def schedule(done: float, warmup: float) -> float:
     """Factor of the learning rate at a share `done` of all steps: linear warm-up, then half a cosine to 0."""
     if done < warmup:
@@ -235,161 +215,16 @@ def _policy(sampling: Sampling) -> str:
     return sampling.policy
 
 
-def _new_run(labels: tuple[str, ...], given: dict[str, Any]) -> tuple[ModelConfig, TrainConfig]:
-    """The configurations that the options given ask for."""
-    sampling = Sampling(**_named(Sampling.model_fields, given))
-    input_modes = tuple(given.get("input_modes") or frame_modes(sampling.height, sampling.width))
-    output_modes = tuple(
-        given.get("output_modes") or reversed(balanced_modes(given.get("hidden", HIDDEN_SIZE), len(input_modes)))
-    )
-    check_modes(output_modes, given.get("hidden", math.prod(output_modes)), "output_modes for the hidden size")
-    model_config = ModelConfig(
-        labels=labels,
-        input_modes=input_modes,
-        output_modes=output_modes,
-        tt_ranks=TTShape.make(input_modes, output_modes, given.get("rank", RANK)).tt_ranks,
-        sampling=sampling,
-        **_named(_options(ModelConfig), given),
-    )
-    return model_config, TrainConfig(**_named(_options(TrainConfig), given))
-
-
-def _resumed_run(saved: Checkpoint, given: dict[str, Any]) -> tuple[ModelConfig, TrainConfig]:
-    """The configurations of the run to resume.
-
-    Raises:
-        ValueError: an option given beside --resume that differs; each is named, with both values.
-    """
-    model, config = saved.model_config, saved.train_config
-    rank = given.get("rank", RANK)
-    if TTShape.make(model.input_modes, model.output_modes, rank).tt_ranks != model.tt_ranks:
-        rank = max(model.tt_ranks)
-    has = {
-        **{name: getattr(model, name) for name in ("input_modes", "output_modes", *_options(ModelConfig))},
-        **{name: getattr(model.sampling, name) for name in Sampling.model_fields},
-        **dataclasses.asdict(config),
-        "hidden": model.hidden_size,
-        "rank": rank,
-    }
-    more = {"epochs": given["epochs"]} if given.get("epochs", 0) > config.epochs else {}
-    has |= more
-    if differ := [name for name, value in _named(has, given).items() if value != has[name]]:
-        asked, kept = (", ".join(_spelled(name, values[name]) for name in differ) for values in (given, has))
-        raise ValueError(f"the run to resume has {kept}; got {asked}. Only --epochs may change, to more of them")
-    return model, dataclasses.replace(config, **more)
-
-
-def _named(names: Iterable[str], given: dict[str, Any]) -> dict[str, Any]:
-    return {name: given[name] for name in names if name in given}
-
-
-def _options(config: type) -> dict[str, dataclasses.Field[Any]]:
-    """The fields of a configuration that are options of this command."""
-    return {f.name: f for f in dataclasses.fields(config) if "help" in f.metadata}
-
-
-def _spelled(name: str, value: Any) -> str:
-    option = f"--{name.replace('_', '-')}"
-    if value in (None, (), False):
-        return f"no {option}"
-    if value is True:
-        return option
-    return f"{option} {' '.join(map(str, value)) if isinstance(value, tuple) else shlex.quote(str(value))}"
-
-
-def _form(default: object, choices: tuple[str, ...] | None = None, kind: type = str) -> dict[str, Any]:
-    """How argparse reads an option, by its default."""
-    if isinstance(default, bool):
-        return {"action": argparse.BooleanOptionalAction}
-    if isinstance(default, tuple):
-        return {"type": int, "nargs": "+"}
-    return {"type": kind if default is None else type(default), "choices": choices}
-
-
-def _choices(name: str) -> tuple[str, ...]:
-    """Of a field of `Sampling`."""
-    return typing.get_args(Sampling.model_fields[name].annotation)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m ttmodels.train",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--data", type=Path, required=True, help="folder with one sub-folder of videos per class, or a CSV list"
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
-    begun = parser.add_mutually_exclusive_group()
-    begun.add_argument("--resume", action="store_true", help="go on from OUT/last.safetensors")
-    begun.add_argument("--overwrite", action="store_true", help="start anew where OUT holds a run already")
-    parser.add_argument("--cache", type=Path, help="folder for decoded clips, which several runs may share (OUT/cache)")
-    parser.add_argument(
-        "--cache-bytes",
-        type=positive,
-        default=CACHE_BYTES,
-        help=f"how large it may grow; clips for which there is no room are decoded anew each epoch ({CACHE_BYTES})",
-    )
-    parser.add_argument("--device", help="cpu, cuda or cuda:N (cuda where there is one, else cpu)")
-    parser.add_argument("--threads", type=positive, default=usable_cores(), help="of torch (usable cores)")
-
-    def add(group: argparse._ArgumentGroup, name: str, default: object, meaning: str, **more: Any) -> None:
-        """An option that is left out is not in the namespace, so that --resume can tell what was given."""
-        shown = meaning if default in (None, ()) else f"{meaning} ({default})"
-        how = _form(default) | {"default": argparse.SUPPRESS, "help": shown} | more
-        group.add_argument(f"--{name.replace('_', '-')}", **how)
-
-    model = parser.add_argument_group("model")
-    sampling = Sampling()
-    add(
-        model,
-        "policy",
-        sampling.policy,
-        "which frames: spread over the clip's time, at a --rate, the first, windows of frames in a row, or keyframes",
-        choices=_choices("policy"),
-    )
-    add(model, "num_frames", sampling.num_frames, "frames taken of a clip")
-    add(model, "rate", None, "frames a second, of --policy rate", type=float)
-    add(model, "window_length", None, "frames in a window, of --policy windows", type=int)
-    add(
-        model,
-        "window_stride",
-        None,
-        "frames from the start of a window to that of the next, of --policy windows",
-        type=int,
-    )
-    add(model, "width", sampling.width, "of these frames, in pixels")
-    add(model, "height", sampling.height, "of these frames, in pixels")
-    add(model, "resize_filter", sampling.resize_filter, "how they are made smaller", choices=_choices("resize_filter"))
-    add(model, "hidden", HIDDEN_SIZE, "units of the recurrence")
-    add(model, "rank", RANK, "inner TT-rank")
-    modes = {"type": int, "nargs": "+"}
-    add(model, "input_modes", "two for the lines, two for the columns", "factors of HEIGHT * WIDTH * 3", **modes)
-    add(model, "output_modes", "balanced", "factors of the hidden size", **modes)
-    run = parser.add_argument_group("run")
-    for group, config in ((model, ModelConfig), (run, TrainConfig)):
-        for name, f in _options(config).items():
-            add(
-                group,
-                name,
-                f.default,
-                f.metadata["help"],
-                **_form(f.default, f.metadata["choices"], f.metadata["kind"]),
-            )
-    return parser
-
-
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
-    given = {name: tuple(v) if isinstance(v, list) else v for name, v in vars(options).items()}
+    options = make_parser(__doc__ or "").parse_args(arguments)
+    given = options_given(options)
     best, last = options.out / "best.safetensors", options.out / "last.safetensors"
     torch.set_num_threads(options.threads)
     device = _device(options.device)
     if options.resume:
         saved = checkpoint.load(last)
-        model_config, config = _resumed_run(saved, given)
+        model_config, config = resumed_run(saved, given)
         if saved.progress.epoch >= config.epochs:
             done = saved.progress
             print(f"nothing left to do: all {config.epochs} epochs are done (more with --epochs); "
@@ -399,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         saved = None
         if not options.overwrite and (best.exists() or last.exists()):
             raise ValueError(f"{options.out} holds a run already: go on with --resume, or start anew with --overwrite")
-        model_config, config = _new_run(read_clips(options.data).labels, given)
+        model_config, config = new_run(read_clips(options.data).labels, given)
     try:
         cache = options.cache or options.out / "cache"
         train(

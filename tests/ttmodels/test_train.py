@@ -13,9 +13,7 @@ from tests.made import write_folder
 from ttmodels import checkpoint
 from ttmodels import evaluate as evaluation
 from ttmodels import train as training
-from ttmodels.classifier import ClipLogits
-from ttmodels.config import TrainConfig
-from ttmodels.train import _parser, clip_loss, main, schedule
+from ttmodels.train import main, schedule
 
 SIZE = ["--num-frames", "6", "--width", "16", "--height", "12", "--hidden", "16", "--rank", "3"]
 
@@ -331,19 +329,6 @@ def test_a_folder_of_broken_clips_is_refused(tmp_path: Path, capsys: pytest.Capt
     assert "0 clips to train on and 0 to choose by can be read" in printed
 
 
-def test_help_explains_every_option_with_its_default() -> None:
-    """One text says what an option is: the configuration's own."""
-    for action in _parser()._actions:
-        assert action.help, action.option_strings
-        default = getattr(TrainConfig(), action.dest, None)
-        if default is not None:
-            assert action.help.endswith(f"({default})")
-    shown = " ".join(_parser().format_help().split())
-    assert "share of all steps in which the learning rate rises from 0 (0.05)" in shown
-    assert "among equal ones that with the lowest validation loss" in shown
-    assert "LABEL=LABEL" in shown
-
-
 def test_a_missing_torch_says_what_to_install(tmp_path: Path) -> None:
     for module, names in (("ttmodels.train", "torch"), ("ttmodels.evaluate", "torch"), ("exporters.to_onnx", "onnx")):
         script = f"import sys, runpy; sys.modules['{names}'] = None; runpy.run_module('{module}', run_name='__main__')"
@@ -387,12 +372,3 @@ def test_schedule() -> None:
     assert schedule(0.1, 0.1) == 1
     assert schedule(0.55, 0.1) == pytest.approx(0.5)
     assert schedule(1.0, 0.1) == pytest.approx(0)
-
-
-def test_clip_loss_mixes_the_later_steps() -> None:
-    out = ClipLogits(torch.randn(2, 3), torch.randn(2, 4, 3))
-    targets = torch.tensor([0, 2])
-    clip = torch.nn.functional.cross_entropy(out.logits, targets)
-    steps = torch.stack([torch.nn.functional.cross_entropy(out.logits_over_time[:, t], targets) for t in (2, 3)]).mean()
-    assert torch.allclose(clip_loss(out, targets, 0.0), clip)
-    assert torch.allclose(clip_loss(out, targets, 0.25), 0.75 * clip + 0.25 * steps)
