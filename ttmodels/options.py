@@ -25,8 +25,8 @@ RANK = 4
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
-    """Of `python -m ttmodels.train`. Of the model's and the run's options, only those given are in the namespace, so that
-    a resumed run can tell what was asked for."""
+    """Of `python -m ttmodels.train`. Of the model's and the run's options, only those given are in the namespace: a
+    resumed run can tell what was asked for."""
     parser = argparse.ArgumentParser(
         prog="python -m ttmodels.train",
         description=description,
