@@ -20,11 +20,11 @@ import torch
 
 from ttmodels.experiments import results
 from ttmodels.experiments.fiboclass import FiboClass
-from ttmodels.experiments.frame import Experiment, Outcome, finished, run
 from ttmodels.experiments.mnist import MNIST
 from ttmodels.experiments.reuters import Reuters
+from ttmodels.experiments.study import Outcome, Study, finished, run
 
-EXPERIMENTS: dict[str, type[Experiment]] = {kind.name: kind for kind in (FiboClass, MNIST, Reuters)}
+EXPERIMENTS: dict[str, type[Study]] = {kind.name: kind for kind in (FiboClass, MNIST, Reuters)}
 
 
 def _seeds(text: str) -> tuple[int, ...]:

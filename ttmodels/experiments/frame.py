@@ -1,15 +1,14 @@
-"""What all experiments share: the same fit for every model, over seeds, finished seeds kept."""
+"""What experiments on data in RAM share: the same fit for every model."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import math
 import statistics
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,8 +16,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ttmodels.atomic import in_place_of
 from ttmodels.experiments.measures import CLASSES, Measure
+from ttmodels.experiments.study import Outcome, Study
 
 Split = tuple[Tensor, Tensor]
 """Inputs and targets, as many: int64 classes, or float32 values [samples, values]."""
@@ -45,38 +44,12 @@ class Fit:
     """Epochs without a better validation figure, or an equal one at a lower loss, after which the fit ends."""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """One model fitted from one seed."""
-
-    figures: Mapping[str, float]
-    """By name, those of the experiment's measure: on the test split, of the best epoch."""
-    num_parameters: int
-    best_epoch: int
-    num_epochs: int
-    epoch_s: float
-    """Mean time of an epoch, validation left out."""
-
-
-class Experiment(ABC):
+class Experiment(Study):
     """One experiment: its data, its models, how all of them are fitted."""
 
-    name: ClassVar[str]
-    about: ClassVar[str]
-    """What the data are and what differs from the published setting, for RESULTS.md."""
-    source: ClassVar[str]
-    """Where the published figures are from."""
-    published: ClassVar[Mapping[str, str]]
-    """Of every model, in the table's order: the published test figure, or a dash."""
     fit: ClassVar[Fit]
     """Of all models, but for what `fit_of` says."""
     measure: ClassVar[Measure] = CLASSES
-    needs_data: ClassVar[bool] = True
-    """Whether its data come from outside; otherwise it makes them."""
-
-    def part(self, label: str) -> Experiment:
-        """The experiment that a row of the table is of: another one, where the rows are of several data sets."""
-        return self
 
     @abstractmethod
     def load(self, folder: Path | None, seed: int) -> Data:
@@ -102,53 +75,26 @@ class Experiment(ABC):
         """A training batch with other samples of the same classes in the place of its own."""
         return x
 
+    @property
+    def figures(self) -> tuple[str, ...]:
+        return tuple(self.measure.figures)
 
-def run(
-    experiment: Experiment, data_folder: Path | None, label: str, seed: int, kept: Path, *, quick: bool = False
-) -> Outcome:
-    """One model from one seed; read from the folder `kept` where it has been finished, else put there."""
-    experiment = experiment.part(label)
-    fit = experiment.fit_of(label)
-    if quick:
-        fit = dataclasses.replace(fit, epochs=2)
-    path, settings = _place(experiment, label, seed, kept, fit)
-    if (done := _read(path, settings, experiment.measure)) is not None:
-        return done
-    data = experiment.made(seed) if quick else experiment.load(data_folder, seed)
-    torch.manual_seed(seed)
-    outcome = fitted(experiment.model(label), data, fit, experiment.varied, experiment.measure)
-    values = dataclasses.asdict(outcome)
-    saved = {"settings": settings, "outcome": values.pop("figures") | values}
-    with in_place_of(path) as part:
-        part.write_text(json.dumps(saved, indent=2) + "\n")
-    return outcome
+    def settings(self, label: str, *, quick: bool = False) -> dict[str, Any]:
+        return dataclasses.asdict(self._fit(label, quick=quick))
 
+    def num_parameters(self, label: str) -> int:
+        return sum(p.numel() for p in self.model(label).parameters())
 
-def finished(experiment: Experiment, kept: Path, seeds: Sequence[int]) -> dict[str, dict[int, Outcome]]:
-    """What is in the folder `kept` of these seeds, by model and seed."""
-    found: dict[str, dict[int, Outcome]] = {}
-    for label in experiment.published:
-        part = experiment.part(label)
-        places = {seed: _place(part, label, seed, kept, part.fit_of(label)) for seed in seeds}
-        found[label] = {seed: done for seed, place in places.items() if (done := _read(*place, part.measure))}
-    return found
+    def num_epochs(self, label: str) -> int:
+        return self.fit_of(label).epochs
 
+    def outcome(self, label: str, seed: int, data_folder: Path | None, kept: Path, *, quick: bool) -> Outcome:
+        data = self.made(seed) if quick else self.load(data_folder, seed)
+        torch.manual_seed(seed)
+        return fitted(self.model(label), data, self._fit(label, quick=quick), self.varied, self.measure)
 
-def _place(experiment: Experiment, label: str, seed: int, kept: Path, fit: Fit) -> tuple[Path, dict[str, Any]]:
-    """The file of a run, and the settings that make it that run."""
-    settings = {"experiment": experiment.name, "model": label, "seed": seed, **dataclasses.asdict(fit)}
-    return kept / f"{label}-seed{seed}.json", settings
-
-
-def _read(path: Path, settings: dict[str, Any], measure: Measure) -> Outcome | None:
-    """None where there is no such file, or one of other settings or figures."""
-    if not path.exists():
-        return None
-    saved = json.loads(path.read_text())
-    values = saved["outcome"]
-    if saved["settings"] != settings or not measure.figures.keys() <= values.keys():
-        return None
-    return Outcome({name: values.pop(name) for name in measure.figures}, **values)
+    def _fit(self, label: str, *, quick: bool) -> Fit:
+        return dataclasses.replace(self.fit_of(label), epochs=2) if quick else self.fit_of(label)
 
 
 def fitted(

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from ttmodels.atomic import in_place_of
-from ttmodels.experiments.frame import Experiment, Outcome
+from ttmodels.experiments.study import Outcome, Study
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 NO_DATA = "no data here"
@@ -25,32 +25,31 @@ it was, busy or not.
 """
 
 
-def write(path: Path, experiment: Experiment, outcomes: Mapping[str, Mapping[int, Outcome]], command: str) -> None:
+def write(path: Path, study: Study, outcomes: Mapping[str, Mapping[int, Outcome]], command: str) -> None:
     """Write an experiment's section in the place of the one that there is, the others as they are.
 
     Args:
         outcomes: by model and seed, as far as there are any.
     """
-    rows = [_row(experiment, label, outcomes.get(label, {})) for label in experiment.published]
+    rows = [_row(study, label, outcomes.get(label, {})) for label in study.published]
     made = f"{datetime.date.today()}, torch {torch.__version__}, {platform.machine()}"
-    _replace(path, experiment, rows, f"`{command}`, {made}.")
+    _replace(path, study, rows, f"`{command}`, {made}.")
 
 
-def write_without_data(path: Path, experiment: Experiment, command: str) -> None:
+def write_without_data(path: Path, study: Study, command: str) -> None:
     """Say in an experiment's section that its data were not there; figures of another run are left alone."""
     sections = _sections(path)
-    if experiment.name not in sections or NO_DATA in sections[experiment.name]:
-        rows = [_row(experiment, label, None) for label in experiment.published]
-        _replace(path, experiment, rows, f"`{command}` with its data would fill this table.")
+    if study.name not in sections or NO_DATA in sections[study.name]:
+        rows = [_row(study, label, None) for label in study.published]
+        _replace(path, study, rows, f"`{command}` with its data would fill this table.")
 
 
-def _row(experiment: Experiment, label: str, outcomes: Mapping[int, Outcome] | None) -> str:
-    published, part = experiment.published[label], experiment.part(label)
-    names = _figures(experiment)
+def _row(study: Study, label: str, outcomes: Mapping[int, Outcome] | None) -> str:
+    published, part = study.published[label], study.part(label)
+    names = _figures(study)
     if not outcomes:
-        num_parameters = sum(p.numel() for p in part.model(label).parameters())
         said = [NO_DATA if outcomes is None else "not run yet", *[""] * (len(names) + 2)]
-        return _cells(label, f"{num_parameters:,}", published, *said)
+        return _cells(label, f"{part.num_parameters(label):,}", published, *said)
     runs = list(outcomes.values())
     return _cells(
         label,
@@ -58,16 +57,14 @@ def _row(experiment: Experiment, label: str, outcomes: Mapping[int, Outcome] | N
         published,
         *(_over_seeds([one.figures[name] for one in runs if name in one.figures]) for name in names),
         ", ".join(map(str, sorted(outcomes))),
-        f"{statistics.fmean(one.best_epoch for one in runs):.0f} of {part.fit_of(label).epochs}",
+        f"{statistics.fmean(one.best_epoch for one in runs):.0f} of {part.num_epochs(label)}",
         f"{statistics.fmean(one.epoch_s for one in runs):.2f}",
     )
 
 
-def _figures(experiment: Experiment) -> list[str]:
+def _figures(study: Study) -> list[str]:
     """Of all rows, in the order in which they come."""
-    return list(
-        dict.fromkeys(name for label in experiment.published for name in experiment.part(label).measure.figures)
-    )
+    return list(dict.fromkeys(name for label in study.published for name in study.part(label).figures))
 
 
 def _over_seeds(values: Sequence[float]) -> str:
@@ -81,12 +78,12 @@ def _cells(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _replace(path: Path, experiment: Experiment, rows: Sequence[str], made: str) -> None:
-    names = _figures(experiment)
+def _replace(path: Path, study: Study, rows: Sequence[str], made: str) -> None:
+    names = _figures(study)
     titles = "model", "parameters", "published", *names, "seeds", "best epoch", "s an epoch"
     table = "\n".join([_cells(*titles), f"|---|---:|---:|{'---:|' * len(names)}---|---:|---:|", *rows])
-    about = f"{experiment.about} Published: {experiment.source}."
-    sections = _sections(path) | {experiment.name: f"## {experiment.name}\n{about}\n\n{made}\n\n{table}\n"}
+    about = f"{study.about} Published: {study.source}."
+    sections = _sections(path) | {study.name: f"## {study.name}\n{about}\n\n{made}\n\n{table}\n"}
     with in_place_of(path) as part:
         part.write_text("\n".join([_HEAD, *(sections[name] for name in sorted(sections))]))
 

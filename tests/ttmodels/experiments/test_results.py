@@ -3,7 +3,8 @@ from typing import ClassVar
 
 from tests.ttmodels.experiments.test_frame import Halves, Sums
 from ttmodels.experiments import results
-from ttmodels.experiments.frame import Experiment, Outcome
+from ttmodels.experiments.frame import Experiment
+from ttmodels.experiments.study import Outcome
 
 
 class Another(Halves):
