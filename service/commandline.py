@@ -10,9 +10,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from service.engine.classifier import Classifier, Video, question
+from service.engine.session import holding
 from service.errors import EmptyUpload, NoRoom, RequestError, StartError
 from service.schemas import Classification, Timeline
 from service.settings import Settings
@@ -139,5 +141,9 @@ def _lines(result: Outcome) -> list[str]:
         return [f"{result.title}: {result.detail}"]
     if isinstance(result, Timeline):
         return [f"{span.from_s:.2f} to {span.to_s:.2f} s: {span.label} {span.probability:.3f}" for span in result.spans]
-    others = ", ".join(f"{other.label} {other.probability:.3f}" for other in result.top_k[1:])
-    return [f"{result.label} {result.probability:.3f}{f' ({others})' if others else ''}"]
+    held = holding(np.array([each.probability for each in result.top_k]), result.model.task).tolist()
+    told: dict[bool, list[str]] = {True: [], False: []}
+    for each, holds in zip(result.top_k, held, strict=True):
+        told[holds].append(f"{each.label} {each.probability:.3f}")
+    others = f" ({', '.join(told[False])})" if told[False] else ""
+    return [f"{', '.join(told[True]) or 'no label'}{others}"]

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.errors import BY_CODE
-from service.manifest import Manifest, MLPManifest
+from service.manifest import Manifest, MLPManifest, Task
 
 
 class _Body(BaseModel):
@@ -20,7 +20,7 @@ class ScoredLabel(_Body):
     label: str
     """One of `labels`."""
     probability: float
-    """0 to 1; those of all labels sum to 1, but for a multi-label model."""
+    """0 to 1; what it means says the `task` of the model."""
 
 
 class Step(_Body):
@@ -43,6 +43,9 @@ class ModelName(_Body):
     """As in `?model=`."""
     version: str
     """As in `?version=`."""
+    task: Task
+    """`single_label`: one label holds, the likeliest, and the probabilities of all labels sum to 1. `multi_label`: any
+    number hold, those whose probability is at least 0.5, and even the likeliest need not."""
     sha256: str
     """Of the model file."""
     precision: Literal["fp32", "fp16", "int8"]
@@ -150,11 +153,12 @@ class Window(_Body):
 
 
 class Span(_Body):
-    """Neighbouring windows that have one label. Spans follow each other without a gap; where their windows overlap, the
-    border is half way between the middles of the two windows that meet there."""
+    """Neighbouring windows for which one label holds. Spans follow each other without a gap; but of a multi-label model
+    each label has spans of its own. Where windows overlap, the border is half way between the middles of the two that
+    meet there."""
 
     label: str
-    """The likeliest label of each of its windows."""
+    """The label that holds for each of its windows."""
     from_s: float
     """Where it begins, in seconds from the video's first picture."""
     to_s: float
@@ -171,7 +175,7 @@ class Timeline(_Body):
     """
 
     spans: list[Span]
-    """Windows of one label merged, from the first picture to the end."""
+    """Windows of one label merged, by where they begin."""
     windows: list[Window]
     """What the spans are made of."""
     window_s: float

@@ -10,7 +10,8 @@ import numpy as np
 
 from service.engine.batcher import Inference
 from service.engine.model import Model
-from service.engine.session import probabilities
+from service.engine.session import holding, probabilities
+from service.manifest import Manifest
 from service.schemas import (
     Classification,
     ClipFacts,
@@ -75,42 +76,40 @@ def timeline(
     upload_bytes: int,
     times_s: Mapping[str, float],
 ) -> Timeline:
+    manifest = model.session.clip_manifest()
     num_frames_used = len({time_s for each in windows for time_s in each.times_s})
     facts = {name: value for name, value in vars(info).items() if name in VideoFacts.model_fields}
     return Timeline(
-        spans=spans(windows),
+        spans=spans(windows, manifest),
         windows=list(windows),
         window_s=windowing.window_s,
         stride_s=windowing.stride_s,
-        labels=list(model.session.clip_manifest().labels),
+        labels=list(manifest.labels),
         model=model_name(model),
         clip=VideoFacts(**facts, upload_bytes=upload_bytes, num_frames_used=num_frames_used),
         times_ms=_milliseconds(times_s),
     )
 
 
-def spans(windows: Sequence[Window]) -> list[Span]:
-    """Neighbouring windows of one label, merged.
+def spans(windows: Sequence[Window], manifest: Manifest) -> list[Span]:
+    """Neighbouring windows for which a label holds, merged.
 
-    Where two spans meet, windows may overlap: there the border is half way between the middles of the two windows, so
-    that each moment belongs to the window whose middle is nearest.
+    Where windows overlap, the border between two is half way between their middles, so that each moment belongs to the
+    window whose middle is nearest.
     """
-    groups = [list(group) for _, group in groupby(windows, key=lambda each: each.label)]
-    middles = [[(each.from_s + each.to_s) / 2 for each in group] for group in groups]
-    borders = [
-        windows[0].from_s,
-        *((before[-1] + after[0]) / 2 for before, after in pairwise(middles)),
-        windows[-1].to_s,
-    ]
-    return [
-        Span(
-            label=group[0].label,
-            from_s=round(start, 9),
-            to_s=round(end, 9),
-            probability=fmean(each.probability for each in group),
-        )
-        for group, (start, end) in zip(groups, pairwise(borders), strict=True)
-    ]
+    middles = [(each.from_s + each.to_s) / 2 for each in windows]
+    borders = [windows[0].from_s, *(fmean(pair) for pair in pairwise(middles)), windows[-1].to_s]
+    chances = np.array([each.probabilities for each in windows])
+    held = holding(chances, manifest.task)
+    found = []
+    for label in np.flatnonzero(held.any(0)):
+        for holds, places in groupby(range(len(windows)), key=held[:, label].tolist().__getitem__):
+            run = list(places)
+            if holds:
+                start, end = (round(border, 9) for border in (borders[run[0]], borders[run[-1] + 1]))
+                probability = float(chances[run, label].mean())
+                found.append(Span(label=manifest.labels[label], from_s=start, to_s=end, probability=probability))
+    return sorted(found, key=lambda span: span.from_s)
 
 
 def best(row: np.ndarray, labels: Sequence[str], top_k: int) -> list[ScoredLabel]:
@@ -128,6 +127,7 @@ def model_name(model: Model) -> ModelName:
     return ModelName(
         name=manifest.name,
         version=manifest.version,
+        task=manifest.task,
         sha256=session.sha256,
         precision=manifest.precision,
         provider=session.provider,

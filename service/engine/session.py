@@ -22,7 +22,7 @@ from service.engine.cuda import Bound, Device, batch_sizes
 from service.engine.provider import CPU, CUDA, Choice
 from service.engine.signature import Signature, check, signature, zeros
 from service.errors import InvalidModel, NotForClips, OutOfMemory, ProviderUnavailable
-from service.manifest import Manifest, MLPManifest, ModelFile, read_manifest
+from service.manifest import Manifest, MLPManifest, ModelFile, Task, read_manifest
 
 log = logging.getLogger(__name__)
 
@@ -286,6 +286,17 @@ def probabilities(logits: np.ndarray, manifest: ModelFile) -> np.ndarray:
         return np.asarray(0.5 * (1 + np.tanh(0.5 * scaled)))  # the sigmoid, without overflow
     powers = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
     return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
+
+
+def holding(chances: np.ndarray, task: Task) -> np.ndarray:
+    """Which labels hold by their probabilities: the likeliest alone, or, of a multi-label model, those of at least a
+    half.
+
+    Shape: [..., classes] -> bool [..., classes].
+    """
+    if task == "multi_label":
+        return np.asarray(chances >= 0.5)
+    return np.asarray(np.arange(chances.shape[-1]) == chances.argmax(-1)[..., None])
 
 
 class _CudaFailed(Exception):

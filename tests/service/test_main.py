@@ -17,13 +17,16 @@ from pathlib import Path
 from typing import IO
 
 import httpx
+import numpy as np
 import pytest
+from onnx import numpy_helper
 
 import service.doctor
 from service import __version__, server
 from service.__main__ import main
 from service.server import listen
 from service.settings import Settings
+from tests.service import onnx_models
 from tests.service.conftest import PATIENCE_S, coloured_frames, lives, wait_until
 from tests.serving import served
 from ttmodels.data.encode import write_video
@@ -244,6 +247,21 @@ def test_classify_answers_each_file(colours: tuple[str | Path, ...], clips: dict
     assert lines[1].startswith(f"{bad}: The upload is not a video")
     assert lines[2].startswith(f"{files[2]}: There is no such file")
     assert lines[3].startswith(f"{clips['blue']}: blue 0.")
+
+
+def test_classify_tells_apart_which_of_several_labels_hold(clips: dict[str, Path], tmp_path: Path) -> None:
+    about = onnx_models.manifest(name="strict", task="multi_label", labels=("red", "green", "blue"))
+    graph = onnx_models.colours(about)
+    (bias,) = (each for each in graph.graph.initializer if each.name == "bias")
+    bias.CopyFrom(numpy_helper.from_array(np.array([-4, -4, -40], np.float32), "bias"))
+    onnx_models.save(tmp_path, graph, about)
+    yellow = tmp_path / "yellow.mp4"
+    write_video(yellow, coloured_frames((220, 220, 20)))
+    done = run("--models", tmp_path, "classify", "--model", "strict", clips["red"], yellow, clips["blue"])
+    one, two, none = done.stdout.splitlines()
+    assert re.fullmatch(rf"{clips['red']}: red 0\.9\d+ \(green 0\.0\d+, blue 0\.000\)", one)
+    assert re.fullmatch(rf"{yellow}: (red|green) 0\.9\d+, (red|green) 0\.9\d+ \(blue 0\.000\)", two)
+    assert re.fullmatch(rf"{clips['blue']}: no label \(.* 0\.0\d+, .* 0\.0\d+, blue 0\.000\)", none)
 
 
 def test_classify_as_json_gives_the_server_s_answer(colours: tuple[str | Path, ...], clips: dict[str, Path]) -> None:

@@ -19,7 +19,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from service.engine.provider import Choice
-from service.engine.session import Resources, Session, probabilities, session_options
+from service.engine.session import Resources, Session, holding, probabilities, session_options
 from service.errors import InvalidModel, OutOfMemory, ProviderUnavailable
 from service.manifest import Manifest, MLPManifest, ModelFile, State
 from tests.service import onnx_models
@@ -302,6 +302,13 @@ def test_models_share_the_cores_and_do_not_multiply_them(models: Path, monkeypat
             done.result(PATIENCE_S)
     assert most == 2
     assert sessions[0]._session.get_session_options().intra_op_num_threads == 1
+
+
+def test_labels_that_hold() -> None:
+    chances = np.array([[0.1, 0.5, 0.5], [0.4, 0.3, 0.2]])
+    assert holding(chances, "single_label").tolist() == [[False, True, False], [True, False, False]]
+    assert holding(chances, "multi_label").tolist() == [[False, True, True], [False, False, False]]
+    assert holding(chances[0], "single_label").tolist() == [False, True, False]
 
 
 def test_probabilities() -> None:

@@ -129,6 +129,8 @@ def test_model_and_version(service: Service, models: Path, clips: dict[str, Path
         answer = service.post(clips["blue"], params=params).json()
         assert f"{answer['model']['name']}/{answer['model']['version']}" == name
         Oracle(models / name / "model.onnx").check(answer, clips["blue"])
+    assert (answer["model"]["task"], answer["label"]) == ("multi_label", "blue")
+    assert sum(scored["probability"] for scored in answer["top_k"]) > 1.5
 
 
 def test_the_answer_says_which_model_where_and_how_long(service: Service, clips: dict[str, Path]) -> None:
@@ -137,6 +139,7 @@ def test_the_answer_says_which_model_where_and_how_long(service: Service, clips:
     assert answer["model"] == {
         "name": "colours",
         "version": "1",
+        "task": "single_label",
         "sha256": info["sha256"],
         "precision": "fp32",
         "provider": "cpu",

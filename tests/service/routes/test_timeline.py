@@ -20,7 +20,7 @@ from service.settings import Settings
 from service.video import Sampling, decode_windows
 from service.video.windows import Windowing
 from tests.service.conftest import PATIENCE_S, Service, running, wait_until
-from tests.service.onnx_models import LABELS
+from tests.service.onnx_models import LABELS, manifest
 from tests.service.routes.test_problem import check_problem
 from tests.service.video.plainly import Whole, decode_whole
 from tests.tolerances import SERVED
@@ -155,14 +155,32 @@ def test_too_many_windows(service: Service, changing: Path) -> None:
         assert small.classifier.pool.num_replaced == 0
 
 
-def test_a_border_is_half_way_between_middles() -> None:
-    def window(label: str, start: float, probability: float) -> Window:
-        rest: dict[str, Any] = {"top_k": [], "probabilities": [], "times_s": [], "pts_s": []}
-        return Window(label=label, from_s=start, to_s=start + 3, probability=probability, **rest)
+def cut(starts: list[float], chances: list[list[float]]) -> list[Window]:
+    """Windows of 3 s with the probabilities of red, green, blue and dark."""
+    rest: dict[str, Any] = {"top_k": [], "times_s": [], "pts_s": []}
+    return [
+        Window(label=LABELS[int(np.argmax(row))], probability=max(row), probabilities=row, from_s=s, to_s=s + 3, **rest)
+        for s, row in zip(starts, chances, strict=True)
+    ]
 
-    windows = [window("a", 0, 0.5), window("a", 1, 0.7), window("b", 2, 0.9), window("a", 2.5, 1.0)]
-    spans = [(span.label, span.from_s, span.to_s, span.probability) for span in answers.spans(windows)]
-    assert spans == [("a", 0, 3, pytest.approx(0.6)), ("b", 3, 3.75, 0.9), ("a", 3.75, 5.5, 1.0)]
+
+def test_a_border_is_half_way_between_middles() -> None:
+    windows = cut([0, 1, 2, 2.5], [[0.5, 0.4, 0, 0.1], [0.7, 0.1, 0.1, 0.1], [0.1, 0.9, 0, 0], [1, 0, 0, 0]])
+    spans = [(s.label, s.from_s, s.to_s, s.probability) for s in answers.spans(windows, manifest())]
+    assert spans == [("red", 0, 3, pytest.approx(0.6)), ("green", 3, 3.75, 0.9), ("red", 3.75, 5.5, 1.0)]
+
+
+def test_of_several_labels_each_has_spans_of_its_own() -> None:
+    """They overlap, and where none holds there is none."""
+    windows = cut([0, 1, 2, 2.5], [[0.6, 0.9, 0, 0], [0.8, 0.4, 0, 0.3], [0.2, 0.1, 0, 0], [0, 0.5, 0, 0.6]])
+    spans = [(s.label, s.from_s, s.to_s, s.probability) for s in answers.spans(windows, manifest(task="multi_label"))]
+    assert spans == [
+        ("red", 0, 3, pytest.approx(0.7)),
+        ("green", 0, 2, 0.9),
+        ("green", 3.75, 5.5, 0.5),
+        ("dark", 3.75, 5.5, 0.6),
+    ]
+    assert answers.spans(windows[2:3], manifest(task="multi_label")) == []
 
 
 # ---- what goes wrong on the way
