@@ -22,9 +22,9 @@ from ttmodels.experiments import results
 from ttmodels.experiments.fiboclass import FiboClass
 from ttmodels.experiments.mnist import MNIST
 from ttmodels.experiments.reuters import Reuters
-from ttmodels.experiments.study import Outcome, Study, finished, run
+from ttmodels.experiments.study import Outcome, Section, finished, run
 
-EXPERIMENTS: dict[str, type[Study]] = {kind.name: kind for kind in (FiboClass, MNIST, Reuters)}
+EXPERIMENTS: dict[str, type[Section]] = {kind.name: kind for kind in (FiboClass, MNIST, Reuters)}
 
 
 def _seeds(text: str) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from ttmodels.atomic import in_place_of
-from ttmodels.experiments.study import Outcome, Study
+from ttmodels.experiments.study import Outcome, Section
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 NO_DATA = "no data here"
@@ -25,7 +25,7 @@ it was, busy or not.
 """
 
 
-def write(path: Path, study: Study, outcomes: Mapping[str, Mapping[int, Outcome]], command: str) -> None:
+def write(path: Path, study: Section, outcomes: Mapping[str, Mapping[int, Outcome]], command: str) -> None:
     """Write an experiment's section in the place of the one that there is, the others as they are.
 
     Args:
@@ -36,7 +36,7 @@ def write(path: Path, study: Study, outcomes: Mapping[str, Mapping[int, Outcome]
     _replace(path, study, rows, f"`{command}`, {made}.")
 
 
-def write_without_data(path: Path, study: Study, command: str) -> None:
+def write_without_data(path: Path, study: Section, command: str) -> None:
     """Say in an experiment's section that its data were not there; figures of another run are left alone."""
     sections = _sections(path)
     if study.name not in sections or NO_DATA in sections[study.name]:
@@ -44,7 +44,7 @@ def write_without_data(path: Path, study: Study, command: str) -> None:
         _replace(path, study, rows, f"`{command}` with its data would fill this table.")
 
 
-def _row(study: Study, label: str, outcomes: Mapping[int, Outcome] | None) -> str:
+def _row(study: Section, label: str, outcomes: Mapping[int, Outcome] | None) -> str:
     published, part = study.published[label], study.part(label)
     names = _figures(study)
     if not outcomes:
@@ -62,7 +62,7 @@ def _row(study: Study, label: str, outcomes: Mapping[int, Outcome] | None) -> st
     )
 
 
-def _figures(study: Study) -> list[str]:
+def _figures(study: Section) -> list[str]:
     """Of all rows, in the order in which they come."""
     return list(dict.fromkeys(name for label in study.published for name in study.part(label).figures))
 
@@ -78,7 +78,7 @@ def _cells(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _replace(path: Path, study: Study, rows: Sequence[str], made: str) -> None:
+def _replace(path: Path, study: Section, rows: Sequence[str], made: str) -> None:
     names = _figures(study)
     titles = "model", "parameters", "published", *names, "seeds", "best epoch", "s an epoch"
     table = "\n".join([_cells(*titles), f"|---|---:|---:|{'---:|' * len(names)}---|---:|---:|", *rows])

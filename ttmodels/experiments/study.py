@@ -26,8 +26,8 @@ class Outcome:
     """Mean time of an epoch."""
 
 
-class Study(ABC):
-    """A section of RESULTS.md."""
+class Section(ABC):
+    """A section of RESULTS.md: what is said about it, and the rows of its table."""
 
     name: ClassVar[str]
     about: ClassVar[str]
@@ -39,8 +39,15 @@ class Study(ABC):
     needs_data: ClassVar[bool] = True
     """Whether its data come from outside; otherwise it makes them."""
 
+    @abstractmethod
     def part(self, label: str) -> Study:
-        """The study that a row of the table is of: another one, where the rows are of several data sets."""
+        """The study that a row of the table is of."""
+
+
+class Study(Section):
+    """A section whose rows are all of one data set; or the rows of one data set in a section of several."""
+
+    def part(self, label: str) -> Study:
         return self
 
     @property
@@ -73,9 +80,11 @@ class Study(ABC):
         """
 
 
-def run(study: Study, data_folder: Path | None, label: str, seed: int, kept: Path, *, quick: bool = False) -> Outcome:
+def run(
+    section: Section, data_folder: Path | None, label: str, seed: int, kept: Path, *, quick: bool = False
+) -> Outcome:
     """One model from one seed; read from the folder `kept` where it has been finished, else put there."""
-    study = study.part(label)
+    study = section.part(label)
     path, settings = _place(study, label, seed, kept, quick=quick)
     if (done := _read(path, settings, study.figures)) is not None:
         return done
@@ -87,11 +96,11 @@ def run(study: Study, data_folder: Path | None, label: str, seed: int, kept: Pat
     return outcome
 
 
-def finished(study: Study, kept: Path, seeds: Sequence[int]) -> dict[str, dict[int, Outcome]]:
+def finished(section: Section, kept: Path, seeds: Sequence[int]) -> dict[str, dict[int, Outcome]]:
     """What is in the folder `kept` of these seeds, by model and seed."""
     found: dict[str, dict[int, Outcome]] = {}
-    for label in study.published:
-        part = study.part(label)
+    for label in section.published:
+        part = section.part(label)
         places = {seed: _place(part, label, seed, kept) for seed in seeds}
         found[label] = {seed: done for seed, place in places.items() if (done := _read(*place, part.figures))}
     return found
