@@ -188,9 +188,19 @@ class Metrics(_Part):
     num_clips: int
     """How many."""
     accuracy: float
-    """Share of clips whose likeliest label was the true one."""
+    """Share of clips whose likeliest label was the true one; of a multi-label model, share of clips of which every
+    label was told right at the probability 1/2."""
+    mean_ap: float | None = None
+    """Of a multi-label model: the mean of average precision over the labels that hold for a clip."""
+    loss: float | None = None
+    """Mean cross-entropy of the probabilities, in nats a clip; of a multi-label model of a label. None, like the next,
+    in files by versions that did not say."""
+    calibration_error: float | None = None
+    """How far confidence is from accuracy: the mean of their difference over 15 equally wide bins of confidence (Guo et
+    al., On Calibration of Modern Neural Networks, ICML 2017, equation 5); of a multi-label model over those of every
+    label's probability."""
     confusion: tuple[tuple[int, ...], ...] | None = None
-    """Row: true class; column: predicted class; order of `labels`."""
+    """Row: true class; column: predicted class; order of `labels`. None of a multi-label model."""
 
 
 class ModelFile(_Part):

@@ -36,12 +36,13 @@ class Progress:
 
     epoch: int = 0
     """Epochs done."""
-    best_accuracy: float = -1.0
+    best_score: float = -1.0
+    """On validation, `Predictions.score`."""
     best_loss: float = math.inf
-    """On validation, as the accuracy; a lower one is the better of two equal accuracies."""
+    """On validation too; a lower one is the better of two equal scores."""
     best_epoch: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
-    """One entry an epoch: train_loss, valid_loss, valid_accuracy, seconds."""
+    """One entry an epoch: train_loss, valid_loss, valid_score, seconds."""
     data_set: str = ""
     num_clips: dict[str, int] = field(default_factory=dict)
     """Clips per split."""
@@ -171,7 +172,7 @@ def load_any(path: Path) -> Checkpoint | MLPCheckpoint:
     try:
         shared: dict[str, Any] = {
             "train_config": configs.train_config_from_json(header["ttvideo.train"]),
-            "progress": Progress(**configs.known(Progress, header["ttvideo.progress"])),
+            "progress": _progress(header["ttvideo.progress"]),
             "tensors": tensors,
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
             "path": path,
@@ -187,6 +188,11 @@ def load_any(path: Path) -> Checkpoint | MLPCheckpoint:
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: its header does not fit: {plain(error)}") from error
     raise ValueError(f"{path}: expected a ClipClassifier or an MLPClassifier, got {network}; upgrade ttvideo")
+
+
+def _progress(text: str) -> Progress:
+    scores = text.replace('_accuracy":', '_score":')  # in files by older versions
+    return Progress(**configs.known(Progress, scores))
 
 
 def _filled(model: Network, saved: Saved) -> Network:

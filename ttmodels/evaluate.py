@@ -19,7 +19,6 @@ if __name__ == "__main__":  # before the imports that need them
 
 import numpy as np
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from service.manifest import Metrics
@@ -29,6 +28,7 @@ from ttmodels.classifier import ClipClassifier
 from ttmodels.data.clips import read_clips
 from ttmodels.data.decoded import CACHE_BYTES, DecodedClips, unreadable_clips
 from ttmodels.data.split import fold_of
+from ttmodels.predictions import Predictions
 
 
 class Figures(Metrics):
@@ -39,25 +39,15 @@ class Figures(Metrics):
 
 
 @torch.inference_mode()
-def evaluate(model: ClipClassifier, data: DecodedClips, split: str, batch_size: int = 64) -> tuple[float, Metrics]:
-    """Mean cross-entropy in nats, and the figures."""
+def predict(model: ClipClassifier, data: DecodedClips, title: str, batch_size: int = 64) -> Predictions:
+    """What the model says of every clip, in their order; a bar called `title` tells how far it is."""
     model.eval()
     device = next(model.parameters()).device
-    num_classes = len(model.config.labels)
-    confusion = np.zeros((num_classes, num_classes), np.int64)
-    loss = 0.0
     num_batches = -(-len(data) // batch_size)
-    for frames, targets in tqdm(data.batches(batch_size), split, num_batches, leave=False, disable=None):
-        logits = model(torch.from_numpy(frames).to(device)).logits.cpu()
-        loss += float(nn.functional.cross_entropy(logits, torch.from_numpy(targets), reduction="sum"))
-        np.add.at(confusion, (targets, logits.argmax(-1).numpy()), 1)
-    metrics = Metrics(
-        split=split,
-        num_clips=len(data),
-        accuracy=float(np.trace(confusion) / max(len(data), 1)),
-        confusion=tuple(tuple(int(n) for n in row) for row in confusion),
-    )
-    return loss / max(len(data), 1), metrics
+    logits = [np.zeros((0, len(model.config.labels)), np.float32)]
+    for frames, _ in tqdm(data.batches(batch_size), title, num_batches, leave=False, disable=None):
+        logits.append(model(torch.from_numpy(frames).to(device)).logits.cpu().numpy())
+    return Predictions(np.concatenate(logits), data.clips.targets, model.config.labels)
 
 
 @contextmanager
@@ -93,7 +83,7 @@ def labelled_clips(
         yield data
 
 
-def confusion_table(labels: Sequence[str], confusion: Sequence[Sequence[int]]) -> str:
+def confusion_table(labels: Sequence[str], confusion: np.ndarray) -> str:
     """Rows: true class; columns: predicted class, by the labels' numbers. The first line says so."""
     width = max(len(label) for label in labels)
     cell = max(4, *(len(str(n)) + 1 for row in confusion for n in row))
@@ -137,12 +127,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         split=options.split,
         fold=options.fold,
     ) as data:
-        loss, metrics = evaluate(model, data, options.split)
+        predictions = predict(model, data, options.split)
+    metrics = predictions.metrics(options.split)
     if options.write:
         options.write.parent.mkdir(parents=True, exist_ok=True)
         options.write.write_text(Figures(**dict(metrics), checkpoint_sha256=saved.sha256).model_dump_json())
-    print(f"{options.split}: accuracy {metrics.accuracy:.4f}, loss {loss:.4f}, {metrics.num_clips} clips")
-    print(confusion_table(model.config.labels, metrics.confusion or ()))
+    print(f"{options.split}: accuracy {metrics.accuracy:.4f}, loss {metrics.loss:.4f}, {metrics.num_clips} clips")
+    print(confusion_table(model.config.labels, predictions.confusion))
     return 0
 
 

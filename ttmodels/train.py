@@ -44,7 +44,7 @@ from ttmodels.data.clips import read_clips
 from ttmodels.data.decoded import CACHE_BYTES, DecodedClips, unreadable_clips
 from ttmodels.data.report import data_report
 from ttmodels.data.split import split_clips
-from ttmodels.evaluate import Figures, confusion_table, evaluate
+from ttmodels.evaluate import Figures, confusion_table, predict
 from ttmodels.linear import penalty
 from ttmodels.losses import clip_loss
 from ttmodels.options import make_parser, new_run, options_given, resumed_run
@@ -63,7 +63,7 @@ def train(
     saved: Checkpoint | None = None,
     device: str = "cpu",
 ) -> float:
-    """Run to the last epoch, from where `saved` stopped, else in the place of any run in `out`; the best accuracy.
+    """Run to the last epoch, from where `saved` stopped, else in the place of any run in `out`; the best score.
 
     Raises:
         ValueError: clips that do not fit, or a checkpoint that was not made to resume from.
@@ -135,34 +135,36 @@ def train(
             train_loss += loss.item() * len(targets) / len(train_data)
             bar.set_postfix(loss=f"{loss.item():.3f}")
 
-        valid_loss, valid = evaluate(model, valid_data, "valid")
+        valid = predict(model, valid_data, "valid")
+        valid_loss, score = valid.loss(), valid.score
         progress.epoch = epoch + 1
         progress.history.append(
             {
                 "train_loss": train_loss,
                 "valid_loss": valid_loss,
-                "valid_accuracy": valid.accuracy,
+                "valid_score": score,
                 "seconds": time.perf_counter() - started,
             }
         )
         print(f"epoch {epoch + 1}: train loss {train_loss:.4f}, valid loss {valid_loss:.4f}, "
-              f"valid accuracy {valid.accuracy:.4f}", flush=True)  # fmt: skip
-        if (valid.accuracy, -valid_loss) > (progress.best_accuracy, -progress.best_loss):
-            progress.best_accuracy, progress.best_loss, progress.best_epoch = valid.accuracy, valid_loss, epoch + 1
+              f"valid accuracy {score:.4f}", flush=True)  # fmt: skip
+        if (score, -valid_loss) > (progress.best_score, -progress.best_loss):
+            progress.best_score, progress.best_loss, progress.best_epoch = score, valid_loss, epoch + 1
             checkpoint.save(out / "best.safetensors", model, config, progress)
         checkpoint.save(out / "last.safetensors", model, config, progress, optimizer)
 
     best = checkpoint.load(out / "best.safetensors")
-    _, valid = evaluate(best.model(), valid_data, "valid")
+    valid = predict(best.model(), valid_data, "valid")
     print(f"best epoch {best.progress.best_epoch}: valid accuracy {valid.accuracy:.4f} ({report.baselines('valid')}); "
           f"{out / 'best.safetensors'}")  # fmt: skip
-    print(confusion_table(model_config.labels, valid.confusion or ()))
+    print(confusion_table(model_config.labels, valid.confusion))
     if len(test_data):
-        _, test = evaluate(best.model(), test_data, "test")
-        (out / "test.json").write_text(Figures(**dict(test), checkpoint_sha256=best.sha256).model_dump_json())
+        test = predict(best.model(), test_data, "test")
+        figures = Figures(**dict(test.metrics("test")), checkpoint_sha256=best.sha256)
+        (out / "test.json").write_text(figures.model_dump_json())
         print(f"test accuracy {test.accuracy:.4f} ({report.baselines('test')})")
-        print(confusion_table(model_config.labels, test.confusion or ()))
-    return valid.accuracy
+        print(confusion_table(model_config.labels, test.confusion))
+    return valid.score
 
 
 def schedule(done: float, warmup: float) -> float:
@@ -228,7 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if saved.progress.epoch >= config.epochs:
             done = saved.progress
             print(f"nothing left to do: all {config.epochs} epochs are done (more with --epochs); "
-                  f"best epoch {done.best_epoch}: valid accuracy {done.best_accuracy:.4f}; {best}")  # fmt: skip
+                  f"best epoch {done.best_epoch}: valid accuracy {done.best_score:.4f}; {best}")  # fmt: skip
             return 0
     else:
         saved = None

@@ -25,7 +25,7 @@ def step(model: ClipClassifier, optimizer: torch.optim.Optimizer) -> None:
 
 def test_round_trip(tmp_path: Path) -> None:
     model, run = ClipClassifier(tiny_config(cell="lstm")).eval(), TrainConfig(epochs=5)
-    progress = Progress(epoch=2, best_accuracy=0.5, history=[{"train_loss": 1.0}], data_set="clips")
+    progress = Progress(epoch=2, best_score=0.5, history=[{"train_loss": 1.0}], data_set="clips")
     checkpoint.save(tmp_path / "a.safetensors", model, run, progress)
     loaded = checkpoint.load(tmp_path / "a.safetensors")
     assert (loaded.model_config, loaded.train_config, loaded.progress) == (model.config, run, progress)
@@ -75,11 +75,22 @@ def test_a_full_disk_is_an_error_of_the_system(tmp_path: Path, monkeypatch: pyte
 
 def test_an_older_file_without_the_best_loss_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.safetensors"
-    older = Progress(epoch=2, best_accuracy=0.5)
+    older = Progress(epoch=2, best_score=0.5)
     with monkeypatch.context() as patch:
         patch.delitem(older.__dict__, "best_loss")
         checkpoint.save(path, ClipClassifier(tiny_config()), TrainConfig(), older)
-    assert checkpoint.load(path).progress == Progress(epoch=2, best_accuracy=0.5, best_loss=math.inf)
+    assert checkpoint.load(path).progress == Progress(epoch=2, best_score=0.5, best_loss=math.inf)
+
+
+def test_an_older_file_whose_score_is_called_accuracy_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.safetensors"
+    older = Progress(epoch=1, data_set='of "valid_accuracy":')
+    older.__dict__ |= {"best_accuracy": 0.5, "history": [{"valid_loss": 1.0, "valid_accuracy": 0.5}]}
+    monkeypatch.delitem(older.__dict__, "best_score")
+    checkpoint.save(path, ClipClassifier(tiny_config()), TrainConfig(), older)
+    progress = checkpoint.load(path).progress
+    assert (progress.best_score, progress.history) == (0.5, [{"valid_loss": 1.0, "valid_score": 0.5}])
+    assert progress.data_set == 'of "valid_accuracy":'
 
 
 def test_foreign_broken_and_newer_files_are_told_apart(tmp_path: Path) -> None:

@@ -4,15 +4,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from service.manifest import Metrics
 from service.video import Sampling
 from tests.made import write_folder
 from ttmodels import checkpoint
 from ttmodels import evaluate as evaluation
 from ttmodels import train as training
+from ttmodels.predictions import Predictions
 from ttmodels.train import main, schedule
 
 SIZE = ["--num-frames", "6", "--width", "16", "--height", "12", "--hidden", "16", "--rank", "3"]
@@ -45,7 +46,7 @@ def test_it_learns_and_is_evaluated(folder: Path, tmp_path: Path, capsys: pytest
     assert "times fewer than dense" in printed.out
     assert not printed.err  # bars are for terminals
     best = checkpoint.load(tmp_path / "run" / "best.safetensors")
-    assert best.progress.best_accuracy >= 0.9
+    assert best.progress.best_score >= 0.9
     last = checkpoint.load(tmp_path / "run" / "last.safetensors")
     losses = [entry["train_loss"] for entry in last.progress.history]
     assert losses[-1] < 0.7 * losses[0]
@@ -269,16 +270,21 @@ def test_a_run_is_not_overwritten_unasked(folder: Path, tmp_path: Path, capsys: 
 def test_of_equally_accurate_epochs_the_one_with_the_lower_loss_is_the_best(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    figures = iter([(0.9, 0.5), (0.7, 0.5), (0.8, 0.5), (0.1, 0.25), (0.7, 0.5)])  # the last is that of the best again
+    worse, best, between, fewer_right = (1, 1, -2, -2), (1, 1, -1, -1), (1, 1, -1.5, -1.5), (8, -0.01, -0.01, -0.01)
+    margins = iter([worse, best, between, fewer_right, best])  # of four clips; the last are those of the best again
+    losses = []
 
-    def evaluate(*_: object) -> tuple[float, Metrics]:
-        loss, accuracy = next(figures)
-        return loss, Metrics(split="valid", num_clips=4, accuracy=accuracy, confusion=((1, 1), (1, 1)))
+    def predict(*_: object) -> Predictions:
+        logits = np.float32([[margin, 0] for margin in next(margins)])
+        said = Predictions(logits, np.zeros(4, np.int64), ("left", "right"))
+        losses.append(said.loss())
+        return said
 
-    monkeypatch.setattr(training, "evaluate", evaluate)
+    monkeypatch.setattr(training, "predict", predict)
     assert run(folder, tmp_path / "run", "--epochs", "4") == 0
     progress = checkpoint.load(tmp_path / "run" / "last.safetensors").progress
-    assert (progress.best_epoch, progress.best_accuracy, progress.best_loss) == (2, 0.5, 0.7)
+    assert (progress.best_epoch, progress.best_score, progress.best_loss) == (2, 0.5, losses[1])
+    assert losses[3] < losses[1] == min(losses[:3])
     assert checkpoint.load(tmp_path / "run" / "best.safetensors").progress.epoch == 2
 
 
