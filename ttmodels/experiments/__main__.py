@@ -19,12 +19,15 @@ if __name__ == "__main__":  # before the imports that need it
 import torch
 
 from ttmodels.experiments import results
+from ttmodels.experiments.cifar10 import CIFAR10, CIFAR10JPEG
 from ttmodels.experiments.fiboclass import FiboClass
 from ttmodels.experiments.mnist import MNIST
+from ttmodels.experiments.mnistseq import MNISTSeq
 from ttmodels.experiments.reuters import Reuters
 from ttmodels.experiments.study import Outcome, Section, finished, run
 
-EXPERIMENTS: dict[str, type[Section]] = {kind.name: kind for kind in (FiboClass, MNIST, Reuters)}
+KINDS: tuple[type[Section], ...] = (CIFAR10, CIFAR10JPEG, FiboClass, MNIST, MNISTSeq, Reuters)
+EXPERIMENTS = {kind.name: kind for kind in KINDS}
 
 
 def _seeds(text: str) -> tuple[int, ...]:

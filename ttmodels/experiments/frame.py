@@ -8,7 +8,7 @@ import math
 import statistics
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -50,6 +50,8 @@ class Experiment(Study):
     fit: ClassVar[Fit]
     """Of all models, but for what `fit_of` says."""
     measure: ClassVar[Measure] = CLASSES
+    looks: ClassVar[tuple[str, ...]] = ()
+    """Names of the figures that `look` gives, beside those of the measure."""
 
     @abstractmethod
     def load(self, folder: Path | None, seed: int) -> Data:
@@ -75,9 +77,13 @@ class Experiment(Study):
         """A training batch with other samples of the same classes in the place of its own."""
         return x
 
+    def look(self, model: nn.Module, data: Data, kept: Path) -> Mapping[str, float]:
+        """Figures that only the fitted model itself can give; pictures of it may be put beside `kept`."""
+        return {}
+
     @property
     def figures(self) -> tuple[str, ...]:
-        return tuple(self.measure.figures)
+        return (*self.measure.figures, *self.looks)
 
     def settings(self, label: str, *, quick: bool = False) -> dict[str, Any]:
         return dataclasses.asdict(self._fit(label, quick=quick))
@@ -91,7 +97,9 @@ class Experiment(Study):
     def outcome(self, label: str, seed: int, data_folder: Path | None, kept: Path, *, quick: bool) -> Outcome:
         data = self.made(seed) if quick else self.load(data_folder, seed)
         torch.manual_seed(seed)
-        return fitted(self.model(label), data, self._fit(label, quick=quick), self.varied, self.measure)
+        model = self.model(label)
+        outcome = fitted(model, data, self._fit(label, quick=quick), self.varied, self.measure)
+        return dataclasses.replace(outcome, figures={**outcome.figures, **self.look(model, data, kept)})
 
     def _fit(self, label: str, *, quick: bool) -> Fit:
         return dataclasses.replace(self.fit_of(label), epochs=2) if quick else self.fit_of(label)
