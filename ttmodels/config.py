@@ -151,10 +151,17 @@ class TrainConfig:
     )
     fold: int | None = _option(None, "fold of the list that is held back as test clips", kind=int)
     mirror_horizontal: str | None = _option(
-        None, "mirror training clips left to right: LABEL=LABEL,... change places by it, '' none; not done unasked"
+        "auto",
+        "mirror every second training clip left to right: LABEL=LABEL,... change places by it, '' none; never; auto: "
+        "none, where no label may name a side, else never",
     )
-    mirror_vertical: str | None = _option(None, "the same, top to bottom")
+    mirror_vertical: str | None = _option("never", "the same, top to bottom")
+    crop: float = _option(1.0, "smallest share of the frames' area that a crop of a training clip keeps")
+    time_jitter: float = _option(0.0, "largest share of its time that a training clip does not show")
     gain: float = _option(0.0, "brightness of training clips varies by up to this share")
+    contrast: float = _option(0.0, "their contrast by up to this")
+    saturation: float = _option(0.0, "their saturation by up to this")
+    erase: float = _option(0.0, "share of training clips in which a box is of one colour")
     seed: int = _option(0, "of the split, the first weights, the order and the changes of the clips")
 
     def __post_init__(self) -> None:
@@ -172,8 +179,11 @@ class TrainConfig:
             raise ValueError(f"expected a valid_fraction in (0, 1), got {self.valid_fraction}")
         if not 0 <= self.over_time_weight < 1:
             raise ValueError(f"expected an over_time_weight in [0, 1), got {self.over_time_weight}")
-        if not 0 <= self.gain < 1:
-            raise ValueError(f"expected a gain in [0, 1), got {self.gain}")
+        if not 0 < self.crop <= 1:
+            raise ValueError(f"expected a crop in (0, 1], got {self.crop}")
+        if not 0 <= self.erase <= 1:
+            raise ValueError(f"expected an erase in [0, 1], got {self.erase}")
+        _check_shares(self, "time_jitter", "gain", "contrast", "saturation")
         if self.seed < 0:
             raise ValueError(f"expected a seed of at least 0, got {self.seed}")
 
@@ -183,7 +193,7 @@ def _check_labels(labels: tuple[str, ...]) -> None:
         raise ValueError(f"expected at least two labels that differ, got {list(labels)}")
 
 
-def _check_shares(config: ModelConfig | MLPConfig, *names: str) -> None:
+def _check_shares(config: ModelConfig | MLPConfig | TrainConfig, *names: str) -> None:
     for name in names:
         if not 0 <= getattr(config, name) < 1:
             raise ValueError(f"expected a {name} in [0, 1), got {getattr(config, name)}")

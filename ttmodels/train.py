@@ -39,17 +39,15 @@ from ttmodels import config as configs
 from ttmodels.checkpoint import Checkpoint, Progress
 from ttmodels.classifier import ClipClassifier
 from ttmodels.config import ModelConfig, TrainConfig
-from ttmodels.data.augment import Augmentation, swapped_labels
+from ttmodels.data.augment import Augmentation, sided
 from ttmodels.data.clips import read_clips
-from ttmodels.data.decoded import CACHE_BYTES, DecodedClips, unreadable_clips
+from ttmodels.data.decoded import CACHE_BYTES, Batch, DecodedClips, unreadable_clips
 from ttmodels.data.report import data_report
 from ttmodels.data.split import split_clips
 from ttmodels.evaluate import Figures, confusion_table, predict
 from ttmodels.linear import penalty
 from ttmodels.losses import clip_loss
 from ttmodels.options import make_parser, new_run, options_given, resumed_run
-
-Batch = tuple[np.ndarray, np.ndarray]
 
 
 def train(
@@ -71,11 +69,7 @@ def train(
     clips = read_clips(data, model_config.labels)
     for warning in clips.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    augment = Augmentation(
-        swapped_labels(clips.labels, config.mirror_horizontal),
-        swapped_labels(clips.labels, config.mirror_vertical),
-        config.gain,
-    )
+    augment = Augmentation.of(config, model_config.sampling.num_frames, clips.labels)
     split = split_clips(clips, config.valid_fraction, config.seed, config.fold)
     for warning in clips.take(split.valid).warnings:
         print(f"warning: {warning} to choose the best epoch by", file=sys.stderr)
@@ -92,7 +86,9 @@ def train(
         progress = saved.progress
     out.mkdir(parents=True, exist_ok=True)
 
-    decoded = DecodedClips(clips, model_config.sampling, cache, max_bytes=cache_bytes)
+    decoded = DecodedClips(
+        clips, model_config.sampling, cache, max_bytes=cache_bytes, candidates=augment.candidates, change=augment
+    )
     train_data, valid_data, test_data = (decoded.take(part) for part in split)
     parts = {"train": train_data, "valid": valid_data, "test": test_data}
     for line in unreadable_clips(decoded):
@@ -110,19 +106,20 @@ def train(
             path.unlink(missing_ok=True)  # of a run that this one takes the place of
     (out / "config.json").write_text(_both_as_json(model_config, config))
     (out / "data.json").write_text(report.to_json())
-    print(_summary(model, decoded), report, sep="\n", flush=True)
+    print(_summary(model, decoded), _changes(augment, config, clips.labels), report, sep="\n", flush=True)
 
     steps_per_epoch = -(-len(train_data) // config.batch_size)
     num_steps = config.epochs * steps_per_epoch
     for epoch in range(progress.epoch, config.epochs):
         started = time.perf_counter()
         torch.manual_seed(config.seed * 1_000_003 + epoch)
-        rng, chance = np.random.default_rng((config.seed, epoch)), np.random.default_rng((config.seed, epoch, 1))
-        varied = (augment(*batch, chance) for batch in train_data.batches(config.batch_size, rng))
+        order = np.random.default_rng((config.seed, epoch)).permutation(len(train_data))
+        batches = [order[i : i + config.batch_size] for i in range(0, len(order), config.batch_size)]
         model.train()
         train_loss = 0.0
         title = f"epoch {epoch + 1}/{config.epochs}"
-        bar = tqdm(_read_ahead(varied), title, steps_per_epoch, unit="batch", disable=None)
+        coming = _read_ahead(train_data.varied(batches, (config.seed, epoch, 1)))
+        bar = tqdm(coming, title, steps_per_epoch, unit="batch", disable=None)
         for step, batch in enumerate(bar, epoch * steps_per_epoch):
             frames, targets = (torch.from_numpy(part).to(device) for part in batch)
             for group in optimizer.param_groups:
@@ -207,6 +204,13 @@ def _summary(model: ClipClassifier, decoded: DecodedClips) -> str:
         f"{name:<16} {count:>9,} parameters, {times:>10,.1f} times fewer than dense" for name, count, times in sizes
     ]
     return "\n".join(lines)
+
+
+def _changes(augment: Augmentation, config: TrainConfig, labels: Sequence[str]) -> str:
+    line = f"augmentation     {augment}"
+    if config.mirror_horizontal == "auto" and (names := sided(labels)):
+        line += f"; not mirrored left to right, as it may matter to {', '.join(names)} (--mirror-horizontal)"
+    return line
 
 
 def _policy(sampling: Sampling) -> str:

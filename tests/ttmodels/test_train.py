@@ -195,7 +195,8 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """And takes its configuration from the run, not from the command."""
-    more = ["--epochs", "4", "--dropout", "0.3"]
+    changes = ["--crop", "0.5", "--time-jitter", "0.3", "--gain", "0.2", "--saturation", "0.2", "--erase", "0.5"]
+    more = ["--epochs", "4", "--dropout", "0.3", *changes]
     assert run(folder, tmp_path / "whole", *more) == 0
     with monkeypatch.context() as patch:
         interrupt_after(2, patch)
@@ -243,11 +244,11 @@ def test_options_that_differ_from_the_run_to_resume_are_named(
     assert run(folder, tmp_path / "run", "--epochs", "2", "--rank", "1000") == 0
     capsys.readouterr()
     monkeypatch.setattr(training, "DecodedClips", None)  # all of this comes before decoding
-    other = ["--hidden", "8", "--input-modes", "12", "48", "--mirror-vertical", "", "--epochs", "1"]
+    other = ["--hidden", "8", "--input-modes", "12", "48", "--crop", "0.5", "--epochs", "1"]
     assert bare(folder, tmp_path / "run", "--resume", *other) == 2
     assert capsys.readouterr().err == (
-        "error: the run to resume has --input-modes 3 4 4 12, --epochs 2, no --mirror-vertical, --hidden 16; "
-        "got --input-modes 12 48, --epochs 1, --mirror-vertical '', --hidden 8. "
+        "error: the run to resume has --input-modes 3 4 4 12, --epochs 2, --crop 1.0, --hidden 16; "
+        "got --input-modes 12 48, --epochs 1, --crop 0.5, --hidden 8. "
         "Only --epochs may change, to more of them\n"
     )
     assert run(folder, tmp_path / "run", "--epochs", "2", "--rank", "1000", "--resume") == 0

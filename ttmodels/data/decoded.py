@@ -15,7 +15,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -33,6 +33,13 @@ from ttmodels.data.clips import ClipList
 
 CACHE_BYTES = 20 << 30
 """How large a cache folder may grow, unless said otherwise."""
+
+Batch = tuple[np.ndarray, np.ndarray]
+"""Frames uint8 [batch, time, height, width, 3], and their clips' targets."""
+
+Change = Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
+"""Candidates uint8 [time * candidates, height, width, 3] and the target of one clip to its frames [time, height, width,
+3] and target."""
 
 _FACTS_BYTES = 256
 """More than a clip's facts take."""
@@ -58,6 +65,11 @@ class DecodedClips:
     A file is there whole or not at all, so an interrupted run goes on where it stopped, and is named by the clip and
     the sampling, so other lists, folds and runs that share the folder use it too. Clips for which `max_bytes` leaves no
     room are decoded anew each time. Files that cannot be read are listed in `unreadable` and left out of `clips`.
+
+    Args:
+        candidates: an odd number of frames to decode for each one of a clip, from which a `change` may choose; where
+            the sampling's policy is not by time, there is 1.
+        change: what `varied` does to a clip.
     """
 
     def __init__(
@@ -68,9 +80,13 @@ class DecodedClips:
         *,
         max_bytes: int = CACHE_BYTES,
         num_workers: int | None = None,
+        candidates: int = 1,
+        change: Change | None = None,
     ) -> None:
         cache.mkdir(parents=True, exist_ok=True)
-        self._sampling, self._num_workers = sampling, num_workers
+        self._shape, self._num_workers, self._change = sampling.clip_shape, num_workers, change
+        sampling, self._served = _denser(sampling, candidates)
+        self._sampling = sampling
         there = [i for i, path in enumerate(clips.paths) if path.is_file()]
         self.unreadable = {path: "expected a file, found none" for path in clips.paths if not path.is_file()}
         clip_bytes = math.prod(sampling.clip_shape) + _FACTS_BYTES
@@ -110,32 +126,39 @@ class DecodedClips:
         part._rows = {i: row for row, i in enumerate(i for i in indices if i in self._rows)}
         return part
 
-    def batches(
-        self, batch_size: int, rng: np.random.Generator | None = None
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Each clip once, in order, or shuffled by `rng`: uint8 [batch, time, height, width, 3], and the targets."""
-        order = np.arange(len(self)) if rng is None else rng.permutation(len(self))
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """Each clip once, in order, its frames those that serving sees."""
+        every = np.arange(len(self))
+        for rows, clips in self._read(every[i : i + batch_size] for i in range(0, len(self), batch_size)):
+            frames = np.empty((len(rows), *self._shape), np.uint8)
+            for place, clip in enumerate(clips):
+                frames[place] = clip[self._served]
+            yield frames, self.clips.targets[rows]
+
+    def varied(self, batches: Iterable[np.ndarray], seed: Sequence[int]) -> Iterator[Batch]:
+        """The clips of these rows, batch by batch, each changed by what `seed` and its row draw, whatever the batch."""
+        assert self._change is not None
+        for rows, clips in self._read(batches):
+            frames, targets = np.empty((len(rows), *self._shape), np.uint8), self.clips.targets[rows]
+            for place, (row, clip) in enumerate(zip(rows, clips, strict=True)):
+                rng = np.random.default_rng((*seed, row))
+                frames[place], targets[place] = self._change(clip, targets[place], rng)
+            yield frames, targets
+
+    def _read(self, batches: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, Iterator[np.ndarray]]]:
+        """Rows, and the decoded frames of each."""
         with ExitStack() as stack:
             decoders = functools.cache(lambda: stack.enter_context(_decoders(self._num_workers)))
-            for start in range(0, len(order), batch_size):
-                rows = order[start : start + batch_size]
-                yield self._frames(rows, decoders), self.clips.targets[rows]
+            for rows in batches:
+                yield rows, self._decoded(rows, decoders)
 
-    def _frames(self, rows: np.ndarray, decoders: Callable[[], Executor]) -> np.ndarray:
-        frames = np.empty((len(rows), *self._sampling.clip_shape), np.uint8)
-        absent = []
-        for place, row in enumerate(rows):
-            try:
-                frames[place] = _read_frames(self._files[row], self._sampling)
-            except FileNotFoundError:
-                absent.append(place)
-        if absent:
-            paths = [self.clips.paths[rows[place]] for place in absent]
-            for place, decoded in zip(
-                absent, decoders().map(functools.partial(_decode, self._sampling), paths), strict=True
-            ):
-                frames[place] = decoded
-        return frames
+    def _decoded(self, rows: np.ndarray, decoders: Callable[[], Executor]) -> Iterator[np.ndarray]:
+        """From the cache; those of a batch that are not there are decoded side by side."""
+        cached = [_open_frames(self._files[row], self._sampling) for row in rows]
+        absent = [self.clips.paths[row] for row, clip in zip(rows, cached, strict=True) if clip is None]
+        anew = decoders().map(functools.partial(_decode, self._sampling), absent) if absent else iter(())
+        for clip in cached:
+            yield next(anew) if clip is None else clip
 
 
 def unreadable_clips(data: DecodedClips) -> list[str]:
@@ -175,10 +198,25 @@ def _make_room(cache: Path, wanted: set[Path], spare_bytes: int) -> None:
         excess -= stat.st_size
 
 
-def _read_frames(file: Path | None, sampling: Sampling) -> np.ndarray:
-    if file is None:
-        raise FileNotFoundError("not in the cache")
-    return np.fromfile(file, np.uint8, math.prod(sampling.clip_shape)).reshape(sampling.clip_shape)
+def _denser(sampling: Sampling, candidates: int) -> tuple[Sampling, slice]:
+    """So many frames for each one, and where that one is among them: the same frame, as both are found exactly."""
+    if candidates % 2 == 0:
+        raise ValueError(f"expected an odd number of candidates, got {candidates}")
+    more: dict[str, float] = {"num_frames": candidates * sampling.num_frames}
+    if sampling.policy == "rate":
+        assert sampling.rate is not None
+        return sampling.model_copy(update=more | {"rate": candidates * sampling.rate}), slice(None, None, candidates)
+    if sampling.policy == "uniform":
+        return sampling.model_copy(update=more), slice(candidates // 2, None, candidates)
+    return sampling, slice(None)
+
+
+def _open_frames(file: Path | None, sampling: Sampling) -> np.ndarray | None:
+    """Mapped, so that only those looked at are read. None where the clip is not in the cache."""
+    try:
+        return None if file is None else np.memmap(file, np.uint8, "r", shape=sampling.clip_shape)
+    except FileNotFoundError:
+        return None
 
 
 def _read_facts(file: Path, sampling: Sampling) -> Facts | None:

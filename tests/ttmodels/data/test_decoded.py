@@ -30,11 +30,53 @@ def test_batches_hold_what_the_service_decodes(root: Path, tmp_path: Path) -> No
         assert np.array_equal(pixels, decode_clip(path, TINY).frames)
 
 
-def test_every_clip_comes_once_an_epoch(root: Path, tmp_path: Path) -> None:
+def test_every_clip_comes_once(root: Path, tmp_path: Path) -> None:
     data = DecodedClips(read_clips(root), TINY, tmp_path)
-    seen = np.concatenate([targets for _, targets in data.batches(3, np.random.default_rng(0))])
-    assert np.bincount(seen).tolist() == [5, 5]
-    assert not np.array_equal(seen, np.sort(seen))
+    batches = list(data.batches(4))
+    assert [len(targets) for _, targets in batches] == [4, 4, 2]
+    assert np.array_equal(np.concatenate([targets for _, targets in batches]), data.clips.targets)
+    assert not list(data.take([]).batches(4))
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        TINY,
+        TINY.model_copy(update={"num_frames": 5}),
+        TINY.model_copy(update={"policy": "rate", "rate": 7.3}),
+        TINY.model_copy(update={"policy": "windows", "window_length": 2, "window_stride": 3}),
+    ],
+)
+def test_among_candidates_are_the_frames_that_serving_sees(sampling: Sampling, root: Path, tmp_path: Path) -> None:
+    clips = read_clips(root)
+    plain, _ = next(DecodedClips(clips, sampling, tmp_path).batches(10))
+    many = DecodedClips(clips, sampling, tmp_path, candidates=3, change=lambda clip, target, _: (clip[-5:], target))
+    assert np.array_equal(next(many.batches(10))[0], plain)
+    by_time = sampling.policy in ("uniform", "rate")
+    assert many.facts == DecodedClips(clips, sampling, tmp_path).facts
+    assert len(list(tmp_path.glob("*.clip"))) == (20 if by_time else 10)
+    with pytest.raises(ValueError, match="expected an odd number of candidates, got 2"):
+        DecodedClips(clips, sampling, tmp_path, candidates=2)
+
+
+@pytest.mark.parametrize("max_bytes", [decoded.CACHE_BYTES, 1])
+def test_what_changes_a_clip_is_drawn_by_the_clip_and_not_by_the_batch(
+    max_bytes: int, root: Path, tmp_path: Path
+) -> None:
+    def change(clip: np.ndarray, target: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        assert len(clip) == 3 * TINY.num_frames
+        return clip[: TINY.num_frames] // 2 + rng.integers(0, 100, dtype=np.uint8), 1 - target
+
+    clips = read_clips(root)
+    data = DecodedClips(clips, TINY, tmp_path, max_bytes=max_bytes, num_workers=1, candidates=3, change=change)
+    ((whole, turned),) = data.varied([np.arange(10)], (4, 0))
+    parts = list(data.varied([np.array([8, 2]), np.array([5])], (4, 0)))
+    assert np.array_equal(np.concatenate([frames for frames, _ in parts]), whole[[8, 2, 5]])
+    assert [targets.tolist() for _, targets in parts] == [[0, 1], [0]]
+    assert turned.tolist() == [1] * 5 + [0] * 5
+    assert np.array_equal(data.clips.targets, clips.targets)
+    ((other, _),) = data.varied([np.arange(10)], (4, 1))
+    assert not any(np.array_equal(one, another) for one, another in zip(whole, other, strict=True))
 
 
 def test_a_second_use_decodes_nothing(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
