@@ -48,6 +48,8 @@ def _fault(figures: Metrics, num_labels: int) -> str | None:
     """What cannot be true of a model with so many labels."""
     if not 0 <= figures.accuracy <= 1:
         return f"accuracy: expected a share from 0 to 1, got {figures.accuracy}"
+    if not 0 <= (figures.mean_ap or 0) <= 1:
+        return f"mean_ap: expected a share from 0 to 1, got {figures.mean_ap}"
     if figures.num_clips < 1:
         return f"num_clips: expected at least 1, got {figures.num_clips}"
     if figures.confusion is None:

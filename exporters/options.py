@@ -69,12 +69,12 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     near = made.add_argument_group(
         "how near a lower precision is to fp32", "Past a bound there is no file, and the exit code is 1."
     ).add_argument
-    near("--evaluate", type=Path, metavar="FOLDER", help="clips to compare on, FOLDER/LABEL/CLIP (made ones)")
+    near("--evaluate", type=Path, metavar="DATA", help="clips to compare on, FOLDER/LABEL/CLIP or a list (made ones)")
     near("--cache", type=Path, help="folder for these clips decoded, kept (a temporary one)")
     for name, meaning in (
-        ("min_agreement", "share of clips with fp32's label"),
+        ("min_agreement", "share of clips with fp32's label, of labels told as by fp32 where a clip has several"),
         ("max_probability_difference", "of any label of any clip"),
-        ("max_accuracy_loss", "on the clips of --evaluate"),
+        ("max_accuracy_loss", "on the clips of --evaluate, of mean AP where a clip has several labels"),
     ):
         near(_option(name), type=float, metavar="SHARE", help=f"{meaning} ({getattr(Bounds, name):g})")
     return made

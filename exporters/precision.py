@@ -13,17 +13,18 @@ from torch.nn import functional
 
 from exporters.timing import feeds, open_session
 from service.cores import usable_cores
-from service.engine.session import probabilities
+from service.engine.session import holding, probabilities
 from service.manifest import Manifest, PrecisionReport
 from service.video import Sampling
 from ttmodels.data.decoded import DecodedClips
+from ttmodels.predictions import Predictions
 
 BATCH = 8
 NUM_MADE = 64
 """Clips that are made where no folder is given."""
 
 Batches = Iterable[tuple[np.ndarray, np.ndarray | None]]
-"""Frames uint8 [batch, time, height, width, 3], and labels int64 [batch] where they are known."""
+"""Frames uint8 [batch, time, height, width, 3], and the targets of `ClipList` where they are known."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Bounds:
     min_agreement: float = 0.95
     max_probability_difference: float = 0.1
     max_accuracy_loss: float = 0.01
+    """Of a multi-label model, of mean average precision."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -50,21 +52,26 @@ def compare(graph: bytes, fp32: bytes, clips: DecodedClips | None, manifest: Man
     sessions = [open_session(source, usable_cores()) for source in (graph, fp32)]
     found: list[np.ndarray] = []
     targets: list[np.ndarray] = []
-    for frames, labels in batches:
+    for frames, true in batches:
         found.append(np.stack([np.asarray(one.run(["logits"], feeds(one, frames))[0]) for one in sessions]))
-        targets += [] if labels is None else [labels]
+        targets += [] if true is None else [true]
     logits = np.concatenate(found, axis=1)
     both = np.stack([probabilities(of_one, manifest) for of_one in logits])
-    chosen = both.argmax(-1)
-    right = [float(value) for value in (chosen == np.concatenate(targets)).mean(-1)] if targets else [None, None]
+    several = manifest.task == "multi_label"
+    same = np.equal(*holding(both, manifest.task))
+    said = [Predictions(one, np.concatenate(targets), manifest.labels, manifest.task) for one in logits if targets]
+    accuracy, accuracy_fp32 = (one.accuracy for one in said) if said else (None, None)
+    mean_ap, mean_ap_fp32 = (one.mean_ap for one in said) if said and several else (None, None)
     return PrecisionReport(
         clips="made: smooth noise that changes" if clips is None else clips.clips.root.name,
         num_clips=both.shape[1],
-        label_agreement=float((chosen[0] == chosen[1]).mean()),
+        label_agreement=float((same if several else same.all(-1)).mean()),
         max_probability_difference=float(np.abs(both[0] - both[1]).max()),
         max_logit_difference=float(np.abs(logits[0] - logits[1]).max()),
-        accuracy=right[0],
-        accuracy_fp32=right[1],
+        accuracy=accuracy,
+        accuracy_fp32=accuracy_fp32,
+        mean_ap=mean_ap,
+        mean_ap_fp32=mean_ap_fp32,
     )
 
 
@@ -74,7 +81,10 @@ def check_bounds(report: PrecisionReport, bounds: Bounds) -> None:
     Raises:
         PrecisionError: names every figure that is.
     """
-    loss = (report.accuracy_fp32 or 0.0) - (report.accuracy or 0.0)
+    if report.mean_ap is None:
+        measure, loss = "accuracy", (report.accuracy_fp32 or 0.0) - (report.accuracy or 0.0)
+    else:
+        measure, loss = "mean AP", (report.mean_ap_fp32 or 0.0) - report.mean_ap
     faults = [
         f"{name} {got:.4g}, expected at {word} {bound:g}"
         for name, got, word, bound, fine in (
@@ -86,7 +96,7 @@ def check_bounds(report: PrecisionReport, bounds: Bounds) -> None:
                 bounds.max_probability_difference,
                 np.less_equal,
             ),
-            ("loss of accuracy", loss, "most", bounds.max_accuracy_loss, np.less_equal),
+            (f"loss of {measure}", loss, "most", bounds.max_accuracy_loss, np.less_equal),
         )
         if not fine(got, bound)  # also where it is not a number
     ]

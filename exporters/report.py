@@ -6,6 +6,7 @@ from pathlib import Path
 
 from exporters.tune import NOISE
 from service.manifest import Contraction, Manifest, Parity, TimedPlan
+from ttmodels.predictions import SCORES
 
 
 def report(manifest: Manifest, path: Path) -> str:
@@ -28,10 +29,13 @@ def report(manifest: Manifest, path: Path) -> str:
         parity(manifest.parity, f"batch and time{', clips in pieces' if manifest.states else ''}", weights),
     ]
     if (p := manifest.precision_report) is not None:
-        accuracy = "" if p.accuracy is None else f", accuracy {p.accuracy:.4f} (fp32 {p.accuracy_fp32:.4f})"
+        several = manifest.task == "multi_label"
+        score, score_fp32 = (p.mean_ap, p.mean_ap_fp32) if several else (p.accuracy, p.accuracy_fp32)
+        scores = "" if score is None else f", {SCORES[manifest.task]} {score:.4f} (fp32 {score_fp32:.4f})"
         lines += [
-            f"precision   {manifest.precision} against fp32: the same label on {p.label_agreement:.2%}, probabilities "
-            f"differ by at most {p.max_probability_difference:.2g}, logits by {p.max_logit_difference:.2g}{accuracy}",
+            f"precision   {manifest.precision} against fp32: the same {'labels' if several else 'label'} on "
+            f"{p.label_agreement:.2%}, probabilities differ by at most {p.max_probability_difference:.2g}, logits by "
+            f"{p.max_logit_difference:.2g}{scores}",
             f"            on {p.num_clips} clips ({p.clips})",
         ]
     if (manifest.precision, c.target) == ("fp16", "cpu"):
@@ -42,7 +46,9 @@ def report(manifest: Manifest, path: Path) -> str:
     for state in manifest.states:
         shape = ", ".join(map(str, ("batch", *state.shape)))
         lines.append(f"state       {state.input} -> {state.output}, {state.dtype} [{shape}]")
-    lines += [f"accuracy    {m.accuracy:.4f} on {m.num_clips} clips of {m.split}" for m in manifest.metrics]
+    for m in manifest.metrics:
+        score = m.accuracy if m.mean_ap is None else m.mean_ap
+        lines.append(f"{SCORES[manifest.task]:<11} {score:.4f} on {m.num_clips} clips of {m.split}")
     return "\n".join(lines)
 
 

@@ -108,6 +108,7 @@ def export(
         version=version,
         description=description,
         labels=model.config.labels,
+        task=model.config.task,
         sampling=model.config.sampling,
         scaling=model.config.scaling,
         architecture=_architecture(model),
@@ -205,7 +206,7 @@ def _clips(given: argparse.Namespace, saved: Checkpoint) -> contextlib.AbstractC
     if given.evaluate is None:
         return contextlib.nullcontext()
     config = saved.model_config
-    return labelled_clips(given.evaluate, config.labels, config.sampling, given.cache)
+    return labelled_clips(given.evaluate, config.labels, config.sampling, given.cache, task=config.task)
 
 
 if __name__ == "__main__":

@@ -160,14 +160,19 @@ class PrecisionReport(_Part):
     num_clips: int
     """How many."""
     label_agreement: float
-    """Share of clips of which both say the same label."""
+    """Share of clips of which both say the same label; of a multi-label model, share of the labels of all clips that
+    hold by both or by neither."""
     max_probability_difference: float
     """The largest, over all clips and labels."""
     max_logit_difference: float | None = None
     """The same of logits, before the temperature; None in files by versions that did not say."""
     accuracy: float | None = None
-    """Share of clips whose likeliest label was the true one; None where the clips have no labels."""
+    """As in `Metrics`; None where the clips have no labels."""
     accuracy_fp32: float | None = None
+    """The same at fp32."""
+    mean_ap: float | None = None
+    """As in `Metrics`; None but for a multi-label model and labelled clips."""
+    mean_ap_fp32: float | None = None
     """The same at fp32."""
 
 

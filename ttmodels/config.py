@@ -21,6 +21,7 @@ def _option(default: Any, meaning: str, choices: tuple[str, ...] | None = None, 
     return field(default=default, metadata={"help": meaning, "choices": choices, "kind": kind})
 
 
+TASKS = get_args(Task)
 CELLS = ("rnn", "gru", "lstm")
 POOLINGS = ("last", "mean")
 
@@ -39,7 +40,11 @@ class ModelConfig:
     output_modes: tuple[int, ...]
     tt_ranks: tuple[int, ...]
     """d + 1 of them, 1 at both ends."""
-    task: Task = field(default="single_label", metadata={"choices": get_args(Task)})
+    task: Literal["single_label", "multi_label"] = _option(
+        "single_label",
+        "whether one label holds for a clip, or any number: a list then has `Eat|Kiss` for two, and nothing for none",
+        TASKS,
+    )
     cell: Literal["rnn", "gru", "lstm"] = _option("gru", "the recurrence", CELLS)
     num_layers: int = _option(1, "recurrences above one another")
     bidirectional: bool = _option(False, "each layer reads the clip from its end too")

@@ -1,4 +1,5 @@
-"""How good a model is on labelled clips, of a folder or a list: accuracy, loss, confusion.
+"""How good a model is on labelled clips, of a folder or a list: accuracy, loss, confusion; where a clip may have
+several labels, mean average precision, and that of each label.
 
 `python -m ttmodels.evaluate CHECKPOINT --data FOLDER` prints them and can write them for the model file's manifest.
 """
@@ -21,14 +22,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from service.manifest import Metrics
+from service.manifest import Metrics, Task
 from service.video import Sampling
 from ttmodels import checkpoint
 from ttmodels.classifier import ClipClassifier
 from ttmodels.data.clips import read_clips
 from ttmodels.data.decoded import CACHE_BYTES, DecodedClips, unreadable_clips
 from ttmodels.data.split import fold_of
-from ttmodels.predictions import Predictions
+from ttmodels.predictions import SCORES, Predictions
 
 
 class Figures(Metrics):
@@ -47,7 +48,7 @@ def predict(model: ClipClassifier, data: DecodedClips, title: str, batch_size: i
     logits = [np.zeros((0, len(model.config.labels)), np.float32)]
     for frames, _ in tqdm(data.batches(batch_size), title, num_batches, leave=False, disable=None):
         logits.append(model(torch.from_numpy(frames).to(device)).logits.cpu().numpy())
-    return Predictions(np.concatenate(logits), data.clips.targets, model.config.labels)
+    return Predictions(np.concatenate(logits), data.clips.targets, model.config.labels, model.config.task)
 
 
 @contextmanager
@@ -57,6 +58,7 @@ def labelled_clips(
     sampling: Sampling,
     cache: Path | None = None,
     *,
+    task: Task = "single_label",
     cache_bytes: int = CACHE_BYTES,
     split: str = "test",
     fold: int | None = None,
@@ -67,7 +69,7 @@ def labelled_clips(
     Raises:
         ValueError: no such folder or list, no clip of that split or fold, or none that could be read.
     """
-    clips = read_clips(root, labels)
+    clips = read_clips(root, labels, task)
     if fold is not None:
         clips = clips.take(fold_of(clips, fold))
     elif clips.splits:
@@ -83,7 +85,17 @@ def labelled_clips(
         yield data
 
 
-def confusion_table(labels: Sequence[str], confusion: np.ndarray) -> str:
+def label_table(said: Predictions) -> str:
+    """How each label was told: the confusion of classes, or, with several labels, their average precisions."""
+    if said.task == "single_label":
+        return _confusion_table(said.labels, said.confusion)
+    width = max(len(label) for label in said.labels)
+    found = zip(said.labels, said.truth.sum(0), said.average_precisions, strict=True)
+    lines = [f"{label:<{width}} {count:>6} {'-' if np.isnan(ap) else f'{ap:.4f}':>18}" for label, count, ap in found]
+    return "\n".join([f"{'label':<{width}} {'clips':>6} {'average precision':>18}", *lines])
+
+
+def _confusion_table(labels: Sequence[str], confusion: np.ndarray) -> str:
     """Rows: true class; columns: predicted class, by the labels' numbers. The first line says so."""
     width = max(len(label) for label in labels)
     cell = max(4, *(len(str(n)) + 1 for row in confusion for n in row))
@@ -123,6 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model.config.labels,
         model.config.sampling,
         options.cache,
+        task=model.config.task,
         cache_bytes=options.cache_bytes,
         split=options.split,
         fold=options.fold,
@@ -132,8 +145,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.write:
         options.write.parent.mkdir(parents=True, exist_ok=True)
         options.write.write_text(Figures(**dict(metrics), checkpoint_sha256=saved.sha256).model_dump_json())
-    print(f"{options.split}: accuracy {metrics.accuracy:.4f}, loss {metrics.loss:.4f}, {metrics.num_clips} clips")
-    print(confusion_table(model.config.labels, predictions.confusion))
+    print(f"{options.split}: {SCORES[predictions.task]} {predictions.score:.4f}, loss {metrics.loss:.4f}, "
+          f"{metrics.num_clips} clips")  # fmt: skip
+    print(label_table(predictions))
     return 0
 
 

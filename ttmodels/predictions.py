@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 
-from service.manifest import Metrics
+from service.manifest import Metrics, Task
+
+SCORES: dict[Task, str] = {"single_label": "accuracy", "multi_label": "mean AP"}
+"""What the best epoch has most of, by task."""
 
 NUM_BINS = 15
 """Of confidence, as in Guo et al., figure 4."""
@@ -47,7 +49,7 @@ class Predictions:
     targets: np.ndarray
     """int64 [clips]; where several labels may hold uint8 [clips, classes], 1 where one does."""
     labels: tuple[str, ...]
-    task: Literal["single_label", "multi_label"] = "single_label"
+    task: Task = "single_label"
 
     def __post_init__(self) -> None:
         expected = (len(self.logits),) if self.task == "single_label" else self.logits.shape
@@ -110,7 +112,7 @@ class Predictions:
 
     @property
     def score(self) -> float:
-        """What the best epoch has most of: accuracy, or with several labels mean average precision."""
+        """As SCORES names it."""
         return self.accuracy if self.task == "single_label" else self.mean_ap
 
     @property

@@ -3,11 +3,13 @@
 FOLDER has one sub-folder of videos per class. A list is a CSV file with the columns path (relative to the list) and
 label, and perhaps group, fold and split (train, valid or test). A share of each class is held back for validation,
 whole groups at a time, unless the list's split names clips for it. Test clips are those of --fold, or of the list's
-split, and play no part until the best epoch is chosen.
+split, and play no part until the best epoch is chosen. With --task multi_label a clip of a list may have several
+labels, or none.
 
-OUT gets best.safetensors, of the epoch with the best validation accuracy, among equal ones that with the lowest
-validation loss; last.safetensors, to resume from; config.json; data.json, with the clips of each class, leaks, files
-that could not be read and baselines; test.json, where there are test clips; and the decoded clips.
+OUT gets best.safetensors, of the epoch with the best validation accuracy (multi-label: mean average precision), among
+equal ones that with the lowest validation loss; last.safetensors, to resume from; config.json; data.json, with the
+clips of each class, leaks, files that could not be read and baselines; test.json, where there are test clips; and the
+decoded clips.
 
 --resume goes on from OUT/last.safetensors with the configuration in it. Options need not be repeated. Those that are
 may not differ, but for --epochs, which may be raised: the rest of the run then follows the schedule of the new number.
@@ -44,10 +46,11 @@ from ttmodels.data.clips import read_clips
 from ttmodels.data.decoded import CACHE_BYTES, Batch, DecodedClips, unreadable_clips
 from ttmodels.data.report import data_report
 from ttmodels.data.split import split_clips
-from ttmodels.evaluate import Figures, confusion_table, predict
+from ttmodels.evaluate import Figures, label_table, predict
 from ttmodels.linear import penalty
 from ttmodels.losses import clip_loss
 from ttmodels.options import make_parser, new_run, options_given, resumed_run
+from ttmodels.predictions import SCORES
 
 
 def train(
@@ -66,7 +69,7 @@ def train(
     Raises:
         ValueError: clips that do not fit, or a checkpoint that was not made to resume from.
     """
-    clips = read_clips(data, model_config.labels)
+    clips = read_clips(data, model_config.labels, model_config.task)
     for warning in clips.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     augment = Augmentation.of(config, model_config.sampling.num_frames, clips.labels)
@@ -108,6 +111,7 @@ def train(
     (out / "data.json").write_text(report.to_json())
     print(_summary(model, decoded), _changes(augment, config, clips.labels), report, sep="\n", flush=True)
 
+    measure = SCORES[model_config.task]
     steps_per_epoch = -(-len(train_data) // config.batch_size)
     num_steps = config.epochs * steps_per_epoch
     for epoch in range(progress.epoch, config.epochs):
@@ -144,7 +148,7 @@ def train(
             }
         )
         print(f"epoch {epoch + 1}: train loss {train_loss:.4f}, valid loss {valid_loss:.4f}, "
-              f"valid accuracy {score:.4f}", flush=True)  # fmt: skip
+              f"valid {measure} {score:.4f}", flush=True)  # fmt: skip
         if (score, -valid_loss) > (progress.best_score, -progress.best_loss):
             progress.best_score, progress.best_loss, progress.best_epoch = score, valid_loss, epoch + 1
             checkpoint.save(out / "best.safetensors", model, config, progress)
@@ -152,15 +156,15 @@ def train(
 
     best = checkpoint.load(out / "best.safetensors")
     valid = predict(best.model(), valid_data, "valid")
-    print(f"best epoch {best.progress.best_epoch}: valid accuracy {valid.accuracy:.4f} ({report.baselines('valid')}); "
+    print(f"best epoch {best.progress.best_epoch}: valid {measure} {valid.score:.4f} ({report.baselines('valid')}); "
           f"{out / 'best.safetensors'}")  # fmt: skip
-    print(confusion_table(model_config.labels, valid.confusion))
+    print(label_table(valid))
     if len(test_data):
         test = predict(best.model(), test_data, "test")
         figures = Figures(**dict(test.metrics("test")), checkpoint_sha256=best.sha256)
         (out / "test.json").write_text(figures.model_dump_json())
-        print(f"test accuracy {test.accuracy:.4f} ({report.baselines('test')})")
-        print(confusion_table(model_config.labels, test.confusion))
+        print(f"test {measure} {test.score:.4f} ({report.baselines('test')})")
+        print(label_table(test))
     return valid.score
 
 
@@ -232,15 +236,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         saved = checkpoint.load(last)
         model_config, config = resumed_run(saved, given)
         if saved.progress.epoch >= config.epochs:
-            done = saved.progress
+            done, measure = saved.progress, SCORES[model_config.task]
             print(f"nothing left to do: all {config.epochs} epochs are done (more with --epochs); "
-                  f"best epoch {done.best_epoch}: valid accuracy {done.best_score:.4f}; {best}")  # fmt: skip
+                  f"best epoch {done.best_epoch}: valid {measure} {done.best_score:.4f}; {best}")  # fmt: skip
             return 0
     else:
         saved = None
         if not options.overwrite and (best.exists() or last.exists()):
             raise ValueError(f"{options.out} holds a run already: go on with --resume, or start anew with --overwrite")
-        model_config, config = new_run(read_clips(options.data).labels, given)
+        model_config, config = new_run(read_clips(options.data, task=given.get("task", ModelConfig.task)).labels, given)
     try:
         cache = options.cache or options.out / "cache"
         train(

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from sklearn.metrics import average_precision_score
 
 from exporters.graph import build
 from exporters.precision import BATCH, Bounds, PrecisionError, check_bounds, compare, made_clips
@@ -71,6 +72,31 @@ def test_the_figures_are_torchs() -> None:
     labels = np.concatenate([labels for _, labels in clips.all])
     assert found.accuracy == float((mine.argmax(-1).numpy() == labels).mean())
     assert (found.num_clips, found.clips) == (2 * BATCH, "a folder")
+
+
+def test_of_several_labels_each_is_a_decision_of_its_own() -> None:
+    model, other = random_classifier(tiny_config()), random_classifier(tiny_config())
+    with torch.no_grad():
+        other.head.bias += torch.tensor((1.5, 0.0, -1.0))
+    clips = Labelled(model, num_wrong=0)
+    true = np.random.default_rng(0).integers(0, 2, (2 * BATCH, 3)).astype(np.uint8)
+    clips.all = [(frames, true[BATCH * i :][:BATCH]) for i, (frames, _) in enumerate(clips.all)]
+    said: Manifest = manifest(task="multi_label", labels=("left", "right", "still"))
+    found = compare(graph_of(other), graph_of(model), clips, said)  # type: ignore[arg-type]
+    frames = torch.from_numpy(np.concatenate([batch for batch, _ in clips.all]))
+    with torch.inference_mode():
+        mine, theirs = (of(frames).logits.sigmoid().numpy() for of in (other, model))
+    same = float(((mine > 0.5) == (theirs > 0.5)).mean())
+    assert 0 < same < 1
+    assert found.label_agreement == same
+    assert found.max_probability_difference == pytest.approx(float(np.abs(mine - theirs).max()), abs=PROBABILITY)
+    assert found.mean_ap == pytest.approx(average_precision_score(true, mine, average="macro"))
+    assert found.mean_ap_fp32 == pytest.approx(average_precision_score(true, theirs, average="macro"))
+    assert found.accuracy == float(((mine > 0.5) == (true > 0)).all(-1).mean())
+    worse = found.model_copy(update={"label_agreement": 1.0, "max_probability_difference": 0.0, "mean_ap": 0.3})
+    check_bounds(worse.model_copy(update={"mean_ap_fp32": 0.305}), Bounds())
+    with pytest.raises(PrecisionError, match=r"loss of mean AP 0\.02, expected at most 0\.01"):
+        check_bounds(worse.model_copy(update={"mean_ap_fp32": 0.32}), Bounds())
 
 
 def test_without_labels_there_is_no_accuracy() -> None:

@@ -121,6 +121,49 @@ def test_a_lists_own_split_is_trained_on(folder: Path, tmp_path: Path) -> None:
     assert json.loads(write.read_text()) == json.loads((out / "test.json").read_text())
 
 
+def test_clips_of_several_labels_are_learned_each_label_by_itself(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What moves left has, beside it, the label of every clip, or none at all."""
+    names = {"left": ("left|seen", ""), "right": ("right|seen", "right|seen")}
+    rows = [
+        f"{folder}/{motion}/{i}.mp4,{said[i % 4 == 3]},{'valid' if i % 4 == 0 else 'train'}"
+        for motion, said in names.items()
+        for i in range(24)
+    ]
+    source = tmp_path / "list.csv"
+    source.write_text("\n".join(["path,label,split", *rows]) + "\n")
+    assert run(source, tmp_path / "run") == 2
+    assert "expected one label, got left|seen: several are for --task multi_label" in capsys.readouterr().err
+    out, task = tmp_path / "run", ["--task", "multi_label"]
+    assert run(folder, out, *task) == 2
+    assert "--task multi_label: expected a CSV list" in capsys.readouterr().err
+    more = [*task, "--epochs", "15", "--learning-rate", "0.02", "--over-time-weight", "0.3"]
+    assert run(source, out, *more, "--mirror-horizontal", "left=right") == 0
+    printed = capsys.readouterr().out
+    report = json.loads((out / "data.json").read_text())
+    assert report["counts"]["train"] == {"left": 12, "right": 18, "seen": 30}
+    assert report["num_clips"] == {"train": 36, "valid": 12}
+    assert "baselines, valid label frequencies 0.6667, metadata only" in printed
+    assert "valid mean AP" in printed
+    assert [line.split()[:2] for line in printed.splitlines()[-3:]] == [["left", "6"], ["right", "6"], ["seen", "12"]]
+    best = checkpoint.load(out / "best.safetensors")
+    assert best.progress.best_score > 0.9
+    assert best.model_config.task == "multi_label"
+    last = checkpoint.load(out / "last.safetensors")
+    assert last.progress.history[-1]["train_loss"] < 0.95 * last.progress.history[0]["train_loss"]
+
+    write = tmp_path / "figures.json"
+    arguments = [str(out / "best.safetensors"), "--data", str(source), "--split", "valid", "--write", str(write)]
+    assert evaluation.main(arguments) == 0
+    assert f"valid: mean AP {best.progress.best_score:.4f}" in capsys.readouterr().out
+    figures = json.loads(write.read_text())
+    assert figures["mean_ap"] == pytest.approx(best.progress.best_score)
+    assert bare(source, out, "--resume", "--epochs", "16") == 0
+    assert bare(source, out, "--resume", "--task", "single_label") == 2
+    assert "the run to resume has --task multi_label; got --task single_label" in capsys.readouterr().err
+
+
 def test_every_form_of_the_recurrence_is_an_option(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

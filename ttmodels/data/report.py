@@ -1,7 +1,7 @@
 """What to know of a run's data before believing its result: classes, leaks, and what is right without looking.
 
-A file on both sides of a split is a leak. The majority class, and a forest that sees only the size, length and rate of
-a video, are baselines: a model that watches has to be better than both.
+A file on both sides of a split is a leak. The majority class (multi-label: how frequent each label is), and a forest
+that sees only the size, length and rate of a video, are baselines: a model that watches has to be better than both.
 """
 
 from __future__ import annotations
@@ -15,27 +15,32 @@ from pathlib import Path
 
 import numpy as np
 
+from service.manifest import Task
 from ttmodels.data.decoded import DecodedClips
+from ttmodels.predictions import Predictions
 
-Accuracies = dict[str, float]
-"""By part: valid, test."""
+Scores = dict[str, float]
+"""By part, valid and test: accuracy, or mean average precision where a clip may have several labels."""
 
 
 @dataclass(frozen=True)
 class DataReport:
     """The parts of a run's data, and the baselines on them."""
 
+    task: Task
+    num_clips: dict[str, int]
+    """That could be read, by part."""
     counts: dict[str, dict[str, int]]
-    """Clips of each class that could be read, by part."""
+    """Those of each class, by part."""
     groups: dict[str, int]
     """By part; a clip without a group is its own."""
     unreadable: dict[str, str]
     """Reason by path."""
     leaks: list[dict[str, list[str]]]
     """Equal files: their paths by part, each of at least two parts."""
-    majority: Accuracies
-    """Of the class most frequent among those to train on."""
-    metadata_only: Accuracies
+    majority: Scores
+    """Of the class most frequent among those to train on; multi-label, of the labels' frequencies there."""
+    metadata_only: Scores
     """Of a random forest on width, height, duration, frame rate and number of frames."""
 
     def to_json(self) -> str:
@@ -43,7 +48,8 @@ class DataReport:
 
     def baselines(self, part: str) -> str:
         """The figures that stand beside a result on this part."""
-        return f"majority class {self.majority[part]:.4f}, metadata only {self.metadata_only[part]:.4f}"
+        most = "majority class" if self.task == "single_label" else "label frequencies"
+        return f"{most} {self.majority[part]:.4f}, metadata only {self.metadata_only[part]:.4f}"
 
     def __str__(self) -> str:
         parts = list(self.counts)
@@ -51,7 +57,7 @@ class DataReport:
         width = max(16, *(len(label) for label in labels))
         lines = [f"{'clips':<{width}}" + "".join(f"{part:>8}" for part in parts)]
         lines += [f"{label:<{width}}" + "".join(f"{self.counts[p][label]:>8}" for p in parts) for label in labels]
-        lines.append(f"{'all':<{width}}" + "".join(f"{sum(self.counts[part].values()):>8}" for part in parts))
+        lines.append(f"{'all':<{width}}" + "".join(f"{self.num_clips[part]:>8}" for part in parts))
         lines.append(f"{'groups':<{width}}" + "".join(f"{self.groups[part]:>8}" for part in parts))
         if not self.leaks:
             lines.append(f"{'leaks':<{width}} none: no equal files in two parts")
@@ -67,13 +73,15 @@ def data_report(parts: Mapping[str, DecodedClips], unreadable: Mapping[Path, str
     parts = {name: data for name, data in parts.items() if len(data)}
     others = {name: data for name, data in parts.items() if name != "train"}
     train = parts["train"]
-    common = int(np.argmax(train.clips.counts()))
+    frequencies = np.array(train.clips.counts()) / len(train)
     return DataReport(
+        train.clips.task,
+        {name: len(data) for name, data in parts.items()},
         {name: dict(zip(data.clips.labels, data.clips.counts(), strict=True)) for name, data in parts.items()},
         {name: _num_groups(data) for name, data in parts.items()},
         {str(path): reason for path, reason in unreadable.items()},
         equal_files({name: data.clips.paths for name, data in parts.items()}),
-        {name: float(np.mean(data.clips.targets == common)) for name, data in others.items()},
+        {name: _score(np.tile(frequencies, (len(data), 1)), data) for name, data in others.items()},
         _metadata_only(train, others, seed),
     )
 
@@ -99,11 +107,26 @@ def _num_groups(data: DecodedClips) -> int:
     return len({group or i for i, group in enumerate(groups)})
 
 
-def _metadata_only(train: DecodedClips, others: Mapping[str, DecodedClips], seed: int) -> Accuracies:
+def _metadata_only(train: DecodedClips, others: Mapping[str, DecodedClips], seed: int) -> Scores:
     from sklearn.ensemble import RandomForestClassifier  # slow to import, and the decoder processes come past here
 
     forest = RandomForestClassifier(200, random_state=seed).fit(_features(train), train.clips.targets)
-    return {name: float(forest.score(_features(data), data.clips.targets)) for name, data in others.items()}
+
+    def chances(data: DecodedClips) -> np.ndarray:
+        """[clips, classes]."""
+        found = forest.predict_proba(_features(data))
+        if train.clips.task == "multi_label":  # a label that all clips have, or none, has one column and not two
+            return np.stack([of_label @ values for of_label, values in zip(found, forest.classes_, strict=True)], 1)
+        of_all = np.zeros((len(data), len(train.clips.labels)))
+        of_all[:, forest.classes_] = found
+        return of_all
+
+    return {name: _score(chances(data), data) for name, data in others.items()}
+
+
+def _score(chances: np.ndarray, data: DecodedClips) -> float:
+    """Of what is said of each clip, [clips, classes]; its order alone counts."""
+    return Predictions(chances, data.clips.targets, data.clips.labels, data.clips.task).score
 
 
 def _features(data: DecodedClips) -> np.ndarray:

@@ -1,9 +1,11 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.metrics import average_precision_score
 
 from ttmodels.data.clips import ClipList
 from ttmodels.data.decoded import DecodedClips, Facts
@@ -47,6 +49,28 @@ def test_baselines_are_of_the_same_split(tmp_path: Path) -> None:
     assert ["b", "4", "2", "3"] in [line.split() for line in lines]
     assert ["all", "10", "3", "4"] in [line.split() for line in lines]
     assert any(line.split()[:2] == ["leaks", "none:"] for line in lines)
+
+
+def test_with_several_labels_baselines_are_mean_average_precisions(tmp_path: Path) -> None:
+    """Of b, which the width tells but for one clip, and of a, which no test clip has; all of those trained on have c,
+    which then cannot be told. d is not learned."""
+    holds = {
+        "train": [[1, 0, 1, 0], [1, 1, 1, 0], [0, 0, 1, 0], [0, 1, 1, 0]] * 5,
+        "test": [[0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 0], [0, 1, 0, 1]],
+    }
+    widths = {"train": [320, 640, 320, 640] * 5, "test": [640, 320, 640, 640]}
+    of_run: dict[str, Any] = {
+        name: Known(tmp_path / name, [0] * len(rows), widths[name]) for name, rows in holds.items()
+    }
+    for name, data in of_run.items():
+        data.clips = replace(data.clips, labels=tuple("abcd"), targets=np.array(holds[name], np.uint8))
+    report = data_report(of_run, {}, seed=0)
+    assert report.counts["train"] == {"a": 10, "b": 10, "c": 20, "d": 0}
+    assert ["all", "20", "4"] in [line.split() for line in str(report).splitlines()]
+    assert report.majority == {"test": pytest.approx(np.mean([2 / 4, 2 / 4, 1 / 4]))}  # a constant's is the frequency
+    of_b = average_precision_score([1, 0, 0, 1], [1, 0, 1, 1])
+    assert report.metadata_only == {"test": pytest.approx(np.mean([of_b, 2 / 4, 1 / 4]))}
+    assert report.baselines("test").startswith("label frequencies 0.4167, metadata only 0.4722")
 
 
 def test_a_run_without_test_clips_has_no_figures_of_them(tmp_path: Path) -> None:
