@@ -41,6 +41,9 @@ Change = Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarra
 """Candidates uint8 [time * candidates, height, width, 3] and the target of one clip to its frames [time, height, width,
 3] and target."""
 
+DECODE_S = 600.0
+"""A clip that is not decoded by then hangs its decoder, and is left out."""
+
 _FACTS_BYTES = 256
 """More than a clip's facts take."""
 _PART_S = 3600.0
@@ -273,17 +276,29 @@ def _decode_alone(job: Job, work: Callable[[Path, Path | None], Facts | str]) ->
         with _decoders(1) as pool:
             return pool.submit(work, *job).result()
     except BrokenProcessPool:
-        return "the decoder process ended on it"
+        return f"the decoder process ended on it, or was ended after {DECODE_S:g} s"
+
+
+@contextmanager
+def _end_after(seconds: float) -> Iterator[None]:
+    """End this process where the block takes longer, wherever it hangs."""
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _decode(sampling: Sampling, path: Path) -> np.ndarray:
-    return decode_clip(path, sampling).frames
+    with _end_after(DECODE_S):
+        return decode_clip(path, sampling).frames
 
 
 def _decode_to(sampling: Sampling, path: Path, file: Path | None) -> Facts | str:
     """Decode one clip, to `file` where there is one: its facts, or the reason where that fails."""
     try:
-        clip = decode_clip(path, sampling)
+        with _end_after(DECODE_S):
+            clip = decode_clip(path, sampling)
     except RequestError as error:
         return error.detail
     except OSError as error:
