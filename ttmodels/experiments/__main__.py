@@ -21,12 +21,27 @@ import torch
 from ttmodels.experiments import results
 from ttmodels.experiments.cifar10 import CIFAR10, CIFAR10JPEG
 from ttmodels.experiments.fiboclass import FiboClass
+from ttmodels.experiments.gene_expression import GeneExpression
 from ttmodels.experiments.mnist import MNIST
 from ttmodels.experiments.mnistseq import MNISTSeq
+from ttmodels.experiments.nips2003 import NIPS2003
 from ttmodels.experiments.reuters import Reuters
+from ttmodels.experiments.seglearn import Seglearn
+from ttmodels.experiments.sequentia import Sequentia
 from ttmodels.experiments.study import Outcome, Section, finished, run
 
-KINDS: tuple[type[Section], ...] = (CIFAR10, CIFAR10JPEG, FiboClass, MNIST, MNISTSeq, Reuters)
+KINDS: tuple[type[Section], ...] = (
+    CIFAR10,
+    CIFAR10JPEG,
+    FiboClass,
+    GeneExpression,
+    MNIST,
+    MNISTSeq,
+    NIPS2003,
+    Reuters,
+    Seglearn,
+    Sequentia,
+)
 EXPERIMENTS = {kind.name: kind for kind in KINDS}
 
 

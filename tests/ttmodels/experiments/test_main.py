@@ -4,8 +4,10 @@ import pytest
 
 from ttmodels.experiments.__main__ import EXPERIMENTS, main
 
+SLOW = ("gene_expression", "nips2003")  # their dense layers
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in EXPERIMENTS])
 def test_every_experiment_runs_on_made_data(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = tmp_path / "RESULTS.md"
     arguments = [name, "--quick", "--seeds", "0", "--out", str(tmp_path / "runs"), "--results", str(table)]
