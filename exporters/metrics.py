@@ -12,8 +12,9 @@ from ttmodels.commandline import plain
 from ttmodels.evaluate import Figures
 
 
-def read(paths: Sequence[Path], saved: Checkpoint | MLPCheckpoint) -> list[Metrics]:
-    """The figures of each file; one that does not say which checkpoint it is of is told on standard error.
+def read(paths: Sequence[Path], saved: Checkpoint | MLPCheckpoint, temperature: float | None = None) -> list[Metrics]:
+    """The figures of each file; one that does not say which checkpoint it is of is told on standard error. Those of the
+    probabilities are left out, which is told too, where the model file has another temperature than the checkpoint.
 
     Raises:
         ValueError: no such figures, those of another checkpoint, some that cannot be true of the model, or a split that
@@ -33,7 +34,12 @@ def read(paths: Sequence[Path], saved: Checkpoint | MLPCheckpoint) -> list[Metri
             raise ValueError(f"{path}: {fault}")
         if any(figures.split == other.split for other in found):
             raise ValueError(f"{path}: expected each split once, got {figures.split!r} again")
-        found.append(Metrics.model_validate(figures.model_dump(exclude={"checkpoint_sha256"})))
+        left_out = {"checkpoint_sha256"}
+        if figures.loss is not None and temperature not in (None, saved.progress.temperature):
+            left_out |= {"loss", "calibration_error"}
+            print(f"note: {path}: its loss and calibration error, at the temperature {saved.progress.temperature:g}, "
+                  f"are left out of a file with {temperature:g}", file=sys.stderr)  # fmt: skip
+        found.append(Metrics.model_validate(figures.model_dump(exclude=left_out)))
     return found
 
 

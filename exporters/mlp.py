@@ -34,10 +34,11 @@ def export(
     version: str = "1",
     description: str = "",
     metrics: Sequence[Metrics] = (),
-    temperature: float = 1.0,
+    temperature: float | None = None,
     tolerance: float = TOLERANCE,
 ) -> MLPManifest:
-    """Write `path` and return its manifest. Each layer's plan is the cost model's for one row.
+    """Write `path` and return its manifest. Each layer's plan is the cost model's for one row; the
+    temperature is the checkpoint's where none is given.
 
     Raises:
         ParityError: the graph does not compute what the model does; nothing is written.
@@ -65,7 +66,7 @@ def export(
         compression=model.compression(),
         opset=onnx_file.OPSET,
         parity=verify(model, onnx_file.serialize(graph), tolerance=tolerance, source=path),
-        temperature=temperature,
+        temperature=saved.progress.temperature if temperature is None else temperature,
         data_set=DataSet(name=saved.progress.data_set, num_clips=saved.progress.num_clips),
         metrics=tuple(metrics),
         checkpoint_sha256=saved.sha256,

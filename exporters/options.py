@@ -43,7 +43,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     add("--name", help="the model's name (of NAME/VERSION/model.onnx, else the checkpoint's folder)")
     add("--version", help="the model's version (of NAME/VERSION/model.onnx, else 1)")
     add("--description", default="", help="what the model tells apart, for its users (nothing)")
-    add("--temperature", type=positive_number, default=1.0, help="divides the logits before the softmax (1)")
+    add("--temperature", type=positive_number, help="divides the logits before the softmax (the checkpoint's)")
     add(
         "--metrics",
         type=Path,

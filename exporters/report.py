@@ -46,6 +46,8 @@ def report(manifest: Manifest, path: Path) -> str:
     for state in manifest.states:
         shape = ", ".join(map(str, ("batch", *state.shape)))
         lines.append(f"state       {state.input} -> {state.output}, {state.dtype} [{shape}]")
+    if manifest.temperature != 1:
+        lines.append(f"temperature {manifest.temperature:.4g}")
     for m in manifest.metrics:
         score = m.accuracy if m.mean_ap is None else m.mean_ap
         lines.append(f"{SCORES[manifest.task]:<11} {score:.4f} on {m.num_clips} clips of {m.split}")

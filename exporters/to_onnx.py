@@ -52,7 +52,7 @@ def export(
     version: str = "1",
     description: str = "",
     metrics: Sequence[Metrics] = (),
-    temperature: float = 1.0,
+    temperature: float | None = None,
     plan: Plan | None = None,
     precision: Precision = "fp32",
     target: Target = "cpu",
@@ -65,6 +65,7 @@ def export(
     """Write `path` and return its manifest.
 
     Args:
+        temperature: the checkpoint's without it.
         plan: of the contraction; chosen for the target without it.
         precision: see `exporters.quantize`.
         streaming: a graph that takes a clip in pieces.
@@ -117,7 +118,7 @@ def export(
         precision=precision,
         opset=OPSET,
         parity=parity,
-        temperature=temperature,
+        temperature=saved.progress.temperature if temperature is None else temperature,
         data_set=DataSet(name=saved.progress.data_set, num_clips=saved.progress.num_clips),
         metrics=tuple(metrics),
         checkpoint_sha256=saved.sha256,
@@ -173,7 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "name": name,
         "version": version,
         "description": given.description,
-        "metrics": metrics.read(given.metrics, saved),
+        "metrics": metrics.read(given.metrics, saved, given.temperature),
         "temperature": given.temperature,
     }
     try:

@@ -43,6 +43,8 @@ class Progress:
     best_epoch: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     """One entry an epoch: train_loss, valid_loss, valid_score, seconds."""
+    temperature: float = 1.0
+    """The logits are divided by it before they become probabilities; fitted at the end of the run."""
     data_set: str = ""
     num_clips: dict[str, int] = field(default_factory=dict)
     """Clips per split."""

@@ -56,6 +56,17 @@ def test_older_ones_are_taken_with_a_note(
     assert f"note: {path} does not say which checkpoint it is of" in capsys.readouterr().err
 
 
+def test_those_at_another_temperature_lose_what_depends_on_it(
+    saved: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = {"loss": 0.7, "calibration_error": 0.1}
+    path = written(tmp_path / "a.json", checkpoint_sha256=saved.sha256, **said)
+    assert metrics.read([path], saved, 1.0) == metrics.read([path], saved) == [Metrics(**TRUE, **said)]
+    assert capsys.readouterr().err == ""
+    assert metrics.read([path], saved, 1.5) == [Metrics(**TRUE)]
+    assert "at the temperature 1, are left out of a file with 1.5" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
