@@ -7,6 +7,7 @@ stopped; what is done so far is in RESULTS.md after each.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,10 @@ import torch
 from ttmodels.experiments import results
 from ttmodels.experiments.cifar10 import CIFAR10, CIFAR10JPEG
 from ttmodels.experiments.fiboclass import FiboClass
+from ttmodels.experiments.fights import Fights
 from ttmodels.experiments.gene_expression import GeneExpression
+from ttmodels.experiments.hmdb51 import HMDB51
+from ttmodels.experiments.hollywood2 import Hollywood2
 from ttmodels.experiments.mnist import MNIST
 from ttmodels.experiments.mnistseq import MNISTSeq
 from ttmodels.experiments.nips2003 import NIPS2003
@@ -29,18 +33,27 @@ from ttmodels.experiments.reuters import Reuters
 from ttmodels.experiments.seglearn import Seglearn
 from ttmodels.experiments.sequentia import Sequentia
 from ttmodels.experiments.study import Outcome, Section, finished, run
+from ttmodels.experiments.ucf11 import UCF11
+from ttmodels.experiments.ut_interaction import UTInteraction
+from ttmodels.experiments.youtube_celebrities import YouTubeCelebrities
 
 KINDS: tuple[type[Section], ...] = (
     CIFAR10,
     CIFAR10JPEG,
     FiboClass,
+    Fights,
     GeneExpression,
+    HMDB51,
+    Hollywood2,
     MNIST,
     MNISTSeq,
     NIPS2003,
     Reuters,
     Seglearn,
     Sequentia,
+    UCF11,
+    UTInteraction,
+    YouTubeCelebrities,
 )
 EXPERIMENTS = {kind.name: kind for kind in KINDS}
 
@@ -95,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _line(outcome: Outcome) -> str:
-    figures = ", ".join(f"{name} {value:.4f}" for name, value in outcome.figures.items())
+    figures = ", ".join(f"{name} {value:.4f}" for name, value in outcome.figures.items() if not math.isnan(value))
     return (
         f"test {figures}, {outcome.num_parameters:,} parameters, "
         f"epoch {outcome.best_epoch} of {outcome.num_epochs}, {outcome.epoch_s:.2f} s an epoch"

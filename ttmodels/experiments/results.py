@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import platform
 import re
 import statistics
@@ -68,7 +69,7 @@ def _figures(study: Section) -> list[str]:
 
 
 def _over_seeds(values: Sequence[float]) -> str:
-    if not values:
+    if not values or math.isnan(values[0]):
         return ""
     deviation = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.4f}{deviation}"

@@ -86,13 +86,10 @@ def run(
     """One model from one seed; read from the folder `kept` where it has been finished, else put there."""
     study = section.part(label)
     path, settings = _place(study, label, seed, kept, quick=quick)
-    if (done := _read(path, settings, study.figures)) is not None:
+    if (done := read_outcome(path, settings, study.figures)) is not None:
         return done
     outcome = study.outcome(label, seed, data_folder, path.with_suffix(""), quick=quick)
-    values = dataclasses.asdict(outcome)
-    saved = {"settings": settings, "outcome": values.pop("figures") | values}
-    with in_place_of(path) as part:
-        part.write_text(json.dumps(saved, indent=2) + "\n")
+    write_outcome(path, settings, outcome)
     return outcome
 
 
@@ -102,7 +99,7 @@ def finished(section: Section, kept: Path, seeds: Sequence[int]) -> dict[str, di
     for label in section.published:
         part = section.part(label)
         places = {seed: _place(part, label, seed, kept) for seed in seeds}
-        found[label] = {seed: done for seed, place in places.items() if (done := _read(*place, part.figures))}
+        found[label] = {seed: done for seed, place in places.items() if (done := read_outcome(*place, part.figures))}
     return found
 
 
@@ -112,7 +109,7 @@ def _place(study: Study, label: str, seed: int, kept: Path, *, quick: bool = Fal
     return kept / f"{label}-seed{seed}.json", settings
 
 
-def _read(path: Path, settings: dict[str, Any], figures: Sequence[str]) -> Outcome | None:
+def read_outcome(path: Path, settings: dict[str, Any], figures: Sequence[str]) -> Outcome | None:
     """None where there is no such file, or one of other settings or figures."""
     if not path.exists():
         return None
@@ -121,3 +118,10 @@ def _read(path: Path, settings: dict[str, Any], figures: Sequence[str]) -> Outco
     if saved["settings"] != settings or not set(figures) <= values.keys():
         return None
     return Outcome({name: values.pop(name) for name in figures}, **values)
+
+
+def write_outcome(path: Path, settings: dict[str, Any], outcome: Outcome) -> None:
+    values = dataclasses.asdict(outcome)
+    saved = {"settings": settings, "outcome": values.pop("figures") | values}
+    with in_place_of(path) as part:
+        part.write_text(json.dumps(saved, indent=2) + "\n")
