@@ -91,6 +91,8 @@ def test_a_tree_of_hollywood2_becomes_answers(tmp_path: Path, capsys: pytest.Cap
     compared = manifest.precision_report
     assert compared is not None
     assert compared.mean_ap_fp32 == pytest.approx(test["mean_ap"], abs=1e-3)
+    assert evaluate.main([str(model_file), "--data", str(listed), "--write", str(figures)]) == 0
+    assert json.loads(figures.read_text())["mean_ap"] == pytest.approx(compared.mean_ap, abs=1e-3)
 
     with torch.inference_mode():
         frames = torch.from_numpy(decode_clip(video, model.config.sampling).frames)
