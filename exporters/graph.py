@@ -6,7 +6,7 @@ recurrences have it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -20,6 +20,7 @@ from exporters.quantize import Precision
 from exporters.recurrence import States, Steps, Target
 from ttmodels.classifier import ClipClassifier
 from ttmodels.contraction import Plan
+from ttmodels.linear import TTLinear
 
 
 def build(
@@ -50,14 +51,15 @@ def build(
     reading = Reading(plan, precision, by_clip)
     steps = Steps(lengths, _present(graph, frames, lengths))
     initial = states.by_cell(graph, given, config.num_layers) if streaming else None
-    outputs, finals = _recur(graph, model, reading, frames, steps, initial, target)
+    outputs, finals, new = _recur(graph, model, reading, frames, steps, initial, given, target)
     step_logits, last = _head(graph, model, outputs, finals, lengths)
     over_time = graph.op("Transpose", graph.op("Where", steps.present, step_logits, last), perm=[1, 0, 2])
-    new = states.of_cells(graph, finals) if streaming else {}
-    logits = last
+    new |= states.of_cells(graph, finals) if streaming else {}
+    logits, count = last, lengths
+    if "num_steps" in given:
+        count = new["num_steps"] = graph.op("Add", lengths, given["num_steps"])
     if config.pooling == "mean":
-        logits, sums = _mean(graph, step_logits, steps, given)
-        new |= sums
+        logits, new["logits_sum"] = _mean(graph, step_logits, steps, count, given.get("logits_sum"))
 
     classes = len(config.labels)
     named(logits, "logits", ir.DataType.FLOAT, "batch", classes)
@@ -83,11 +85,14 @@ def _recur(
     frames: ir.Value,
     steps: Steps,
     initial: Sequence[States] | None,
+    given: Mapping[str, ir.Value],
     target: Target,
-) -> tuple[list[ir.Value], list[States]]:
-    """The last layer's outputs [time, batch, hidden], one a direction, and every cell's last states."""
+) -> tuple[list[ir.Value], list[States], dict[str, ir.Value]]:
+    """The last layer's outputs [time, batch, hidden], one a direction, every cell's last states, and what else is to be
+    carried."""
     directions, finals = model.rnn.num_directions, []
     outputs: list[ir.Value] = []
+    new: dict[str, ir.Value] = {}
     for index, cell in enumerate(model.cells):
         name = f"rnn.cells.{index}"
         layer, direction = divmod(index, directions)
@@ -96,6 +101,8 @@ def _recur(
                 graph, cell.projection, reading, frames, model.pixel_scale, model.pixel_shift, f"{name}.projection"
             )
             value = graph.op("Transpose", gates, perm=[1, 0, 2])
+            if model.config.difference:
+                value, new = _changes(graph, cell.projection, value, steps, given)
         elif direction == 0:
             value, outputs = _side_by_side(graph, outputs), []
         seen, final = recurrence.emit(
@@ -111,7 +118,30 @@ def _recur(
         )
         outputs.append(seen)
         finals.append(final)
-    return outputs, finals
+    return outputs, finals, new
+
+
+def _changes(
+    graph: Builder, layer: TTLinear, gates: ir.Value, steps: Steps, given: Mapping[str, ir.Value]
+) -> tuple[ir.Value, dict[str, ir.Value]]:
+    """The gates of x_t - x_(t-1), of those of x_t, [time, batch, gates]. The layer is linear, so the difference may
+    be taken behind it: of fewer values, and the pixels go in as they are. In pieces also those of each clip's last x,
+    [batch, gates]."""
+    axis, start, end = (graph.constant([n], f"changes_{name}") for name, n in (("axis", 0), ("first", 0), ("last", -1)))
+    before = graph.op("Slice", gates, start, graph.constant([1], "changes_second"), axis)
+    if given:
+        zero = graph.constant(np.array(0, np.int32), "no_steps_before")
+        some = graph.op("Unsqueeze", graph.op("Greater", given["num_steps"], zero), graph.constant([1], "axis_1"))
+        before = graph.op("Where", some, graph.op("Unsqueeze", given["previous"], axis), before)
+    shifted = graph.op("Concat", before, gates, axis=0)
+    value = graph.op("Sub", gates, graph.op("Slice", shifted, start, end, axis))
+    if layer.bias is not None:
+        value = graph.op("Add", value, graph.constant(layer.bias, "changes_bias"))
+    if not given:
+        return value, {}
+    place = graph.op("Unsqueeze", graph.op("Cast", steps.lengths, to=ir.DataType.INT64), graph.constant([1], "axis_1"))
+    by_clip = graph.op("Transpose", shifted, perm=[1, 0, 2])
+    return value, {"previous": graph.op("GatherND", by_clip, place, batch_dims=1)}
 
 
 def _head(
@@ -135,18 +165,17 @@ def _head(
 
 
 def _mean(
-    graph: Builder, step_logits: ir.Value, steps: Steps, given: dict[str, ir.Value]
-) -> tuple[ir.Value, dict[str, ir.Value]]:
-    """A clip's mean logits [batch, classes], and the sum and number of steps that it is of."""
+    graph: Builder, step_logits: ir.Value, steps: Steps, count: ir.Value, earlier: ir.Value | None
+) -> tuple[ir.Value, ir.Value]:
+    """A clip's mean logits, and their sum with that of `earlier` steps, [batch, classes]; it is of `count` steps."""
     kept = graph.op("Where", steps.present, step_logits, graph.constant(torch.zeros(()), "nothing"))
-    total, count = graph.op("ReduceSum", kept, graph.constant([0], "axis_0"), keepdims=0), steps.lengths
-    if given:
-        total = graph.op("Add", total, given["logits_sum"])
-        count = graph.op("Add", count, given["num_steps"])
+    total = graph.op("ReduceSum", kept, graph.constant([0], "axis_0"), keepdims=0)
+    if earlier is not None:
+        total = graph.op("Add", total, earlier)
     at_least_one = graph.op("Max", count, graph.constant(np.array(1, np.int32), "one_step"))
     divisor = graph.op("Cast", at_least_one, to=ir.DataType.FLOAT)
     mean = graph.op("Div", total, graph.op("Unsqueeze", divisor, graph.constant([1], "axis_1")))
-    return mean, {"logits_sum": total, "num_steps": count}
+    return mean, total
 
 
 def _side_by_side(graph: Builder, outputs: Sequence[ir.Value]) -> ir.Value:

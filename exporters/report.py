@@ -19,6 +19,7 @@ def report(manifest: Manifest, path: Path) -> str:
         f"model       {manifest.name} version {manifest.version}, {len(manifest.labels)} classes",
         f"clip        {s.num_frames} frames of {s.width}x{s.height}, {s.policy} in time",
         f"TT-{a.cell.upper():<8} {a.input_modes} -> {a.output_modes}, ranks {a.tt_ranks}",
+        f"reads       {'what changes from frame to frame' if a.difference else 'frames'}",
         f"layers      {a.num_layers}, {'both directions' if a.bidirectional else 'forward'}",
         f"size        {a.num_parameters:,} parameters; dense is {saved.input_to_hidden:,.0f} (input-to-hidden), "
         f"{saved.rnn:,.0f} (RNN), {saved.model:,.0f} (model) times larger",

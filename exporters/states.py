@@ -15,7 +15,8 @@ DTYPES = {"float32": ir.DataType.FLOAT, "int32": ir.DataType.INT32}
 
 
 def of(model: ClipClassifier) -> tuple[State, ...]:
-    """All that a model has: of every layer h, and c of an LSTM; where the steps' mean counts, their sum and number.
+    """All that a model has: of every layer h, and c of an LSTM; the projected frame before, where their differences are
+    read; the sum of the steps' logits, where their mean counts; for both of these, how many steps there were.
 
     Raises:
         ValueError: a bidirectional model.
@@ -26,8 +27,12 @@ def of(model: ClipClassifier) -> tuple[State, ...]:
                          "whose answer needs the end of the clip first")  # fmt: skip
     shape = (config.num_layers, config.hidden_size)
     found = [_state(name, "float32", *shape) for name in ("h", "c")[: model.cells[0].num_states]]
+    if config.difference:
+        found.append(_state("previous", "float32", model.projection.out_features))
     if config.pooling == "mean":
-        found += [_state("logits_sum", "float32", len(config.labels)), _state("num_steps", "int32")]
+        found.append(_state("logits_sum", "float32", len(config.labels)))
+    if config.difference or config.pooling == "mean":
+        found.append(_state("num_steps", "int32"))
     return tuple(found)
 
 

@@ -65,6 +65,8 @@ class Architecture(_Part):
     """Of the gates; an RNN has none."""
     reset_after: bool = True
     """Whether a GRU's reset gate comes after the hidden product, as torch has it, or before."""
+    difference: bool = False
+    """Whether it reads what changes from each frame to the next. Before the first is one like it."""
     recurrent_ranks: tuple[int, ...] = ()
     """Inner TT-ranks of the hidden-to-hidden matrix, one for all or each; it is dense without them."""
     input_modes: tuple[int, ...]

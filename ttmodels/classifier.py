@@ -22,6 +22,11 @@ class ClipLogits(NamedTuple):
     """[batch, time, classes]; past a clip's length they repeat its last."""
 
 
+def changes(steps: Tensor) -> Tensor:
+    """Each step less the one before it, [batch, time, features]; the first has none and is 0."""
+    return torch.diff(steps, dim=1, prepend=steps[:, :1])
+
+
 class ClipClassifier(nn.Module):
     """uint8 clips to logits.
 
@@ -66,7 +71,8 @@ class ClipClassifier(nn.Module):
                 f"expected uint8 frames [batch, time, {sampling.height}, {sampling.width}, 3], "
                 f"got {frames.dtype} {list(frames.shape)}"
             )
-        outputs, state = self.rnn(self.scale(frames), lengths=lengths)
+        read = self.scale(frames)
+        outputs, state = self.rnn(changes(read) if self.config.difference else read, lengths=lengths)
         if self.config.bidirectional and self.config.pooling == "last":
             backward = (state[0] if isinstance(state, tuple) else state)[-1]
             forward = outputs[..., : self.config.hidden_size]

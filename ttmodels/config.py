@@ -54,6 +54,7 @@ class ModelConfig:
     recurrent_ranks: tuple[int, ...] = _option(
         (), "inner TT-ranks of the hidden-to-hidden matrix, one for all or each; without them it is dense"
     )
+    difference: bool = _option(False, "read what changes from each frame to the next, and not the frames themselves")
     pooling: Literal["last", "mean"] = _option(
         "last", "a clip's logits: those at its last step, or the steps' mean", POOLINGS
     )

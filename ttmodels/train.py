@@ -202,6 +202,7 @@ def _summary(model: ClipClassifier, decoded: DecodedClips) -> str:
         f"decoded clips    {decoded.num_cached} in the cache, {len(decoded) - decoded.num_cached} anew each epoch",
         f"sampling         {sampling.num_frames} frames of {sampling.width}x{sampling.height}, {_policy(sampling)}",
         f"TT-{config.cell.upper():<13} {shape.input_modes} -> {shape.output_modes}, ranks {shape.tt_ranks}",
+        f"reads            {'what changes from frame to frame' if config.difference else 'frames'}",
         f"layers           {config.num_layers}, {'both directions' if config.bidirectional else 'forward'}",
     ]
     lines += [

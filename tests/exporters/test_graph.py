@@ -18,10 +18,11 @@ from onnx import checker, helper
 from exporters import states
 from exporters.graph import build
 from exporters.onnx_file import OPSET
+from exporters.quantize import Precision, rounded
 from exporters.recurrence import Target
 from exporters.timing import open_session
 from exporters.to_onnx import export
-from exporters.verify import SIZES, THREADS, ParityError, verify
+from exporters.verify import SIZES, THREADS, TOLERANCES, ParityError, verify
 from service.engine.provider import Choice
 from service.engine.session import Session
 from tests.made import random_classifier, random_clips, tiny_config
@@ -84,6 +85,18 @@ def op_types(proto: onnx.ModelProto) -> list[str]:
 def test_cells_directions_and_poolings(cell: str, bidirectional: bool, pooling: str) -> None:
     proto = check(random_classifier(tiny_config(cell=cell, bidirectional=bidirectional, pooling=pooling)))
     assert op_types(proto).count(cell.upper()) == 1 + bidirectional
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_differences_are_taken_of_what_was_projected(bidirectional: bool, precision: Precision) -> None:
+    model = random_classifier(tiny_config(difference=True, bidirectional=bidirectional))
+    proto = exported(model, precision=precision)
+    assert op_types(proto).count("Sub") == 1 + bidirectional
+    pixels = [node.op_type for node in nodes(proto.graph) if any("frames" in name for name in node.input)]
+    assert "Sub" not in pixels
+    like_the_file = rounded(model, PLAN, precision)
+    verify(like_the_file, proto.SerializeToString(), tolerance=TOLERANCES[precision], source="made")
 
 
 @pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])

@@ -34,6 +34,8 @@ FORMS: dict[str, dict[str, Any]] = {
     "gru": {},
     "mean": {"pooling": "mean"},
     "lstm": {"cell": "lstm", "num_layers": 2, "pooling": "mean"},
+    "difference": {"difference": True},
+    "difference_mean": {"cell": "lstm", "difference": True, "pooling": "mean", "num_layers": 2},
     "scan": {"cell": "lstm", "num_layers": 2, "activation": "gelu"},
     "rnn": {"cell": "rnn", "num_layers": 3, "recurrent_ranks": (2,)},
 }
@@ -115,6 +117,7 @@ def test_the_states_are_described_as_they_are() -> None:
 def test_only_what_a_model_has_is_carried() -> None:
     assert [state.input for state in states.of(opened("gru")[0])] == ["h"]
     assert [state.input for state in states.of(opened("mean")[0])] == ["h", "logits_sum", "num_steps"]
+    assert [state.input for state in states.of(opened("difference")[0])] == ["h", "previous", "num_steps"]
 
 
 def test_the_service_classifies_whole_clips_with_it_too(tmp_path: Path) -> None:

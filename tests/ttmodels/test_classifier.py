@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -33,6 +35,21 @@ def test_padding_changes_nothing(pooling: str, bidirectional: bool) -> None:
         assert torch.allclose(together.logits[i], alone.logits[0], atol=CONTRACTION)
         assert torch.allclose(together.logits_over_time[i, :length], alone.logits_over_time[0], atol=CONTRACTION)
         assert bool((together.logits_over_time[i, length:] == together.logits_over_time[i, length - 1]).all())
+
+
+def test_differences_of_frames() -> None:
+    """A scene that does not change is nothing, and a change is seen where it happens."""
+    config = tiny_config(difference=True)
+    model, frames = ClipClassifier(config).eval(), clips(2, 5)
+    plain = ClipClassifier(dataclasses.replace(config, difference=False)).eval()
+    plain.load_state_dict(model.state_dict())
+    scaled = plain.scale(frames)
+    explicit = scaled - torch.cat([scaled[:, :1], scaled[:, :-1]], 1)
+    outputs, _ = plain.rnn(explicit)
+    assert torch.allclose(model(frames).logits_over_time, plain.head(outputs), atol=CONTRACTION)
+    still, other = frames[:, :1].expand(-1, 5, -1, -1, -1), clips(2, 1).expand(-1, 5, -1, -1, -1)
+    assert torch.equal(model(still).logits, model(other).logits)
+    assert not torch.allclose(model(frames).logits, model(still).logits, atol=CONTRACTION)
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
