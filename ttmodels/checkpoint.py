@@ -48,6 +48,8 @@ class Progress:
     data_set: str = ""
     num_clips: dict[str, int] = field(default_factory=dict)
     """Clips per split."""
+    scaler: dict[str, float] = field(default_factory=dict)
+    """State of the scaling of the loss, of a run in fp16."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,9 @@ def _option(default: Any, meaning: str, choices: tuple[str, ...] | None = None, 
 TASKS = get_args(Task)
 CELLS = ("rnn", "gru", "lstm")
 POOLINGS = ("last", "mean")
+SCHEDULES = ("cosine", "linear", "constant", "plateau")
+CLASS_WEIGHTS = ("none", "balanced")
+PRECISIONS = ("fp32", "bf16", "fp16")
 
 
 @dataclass(frozen=True)
@@ -143,14 +146,24 @@ class MLPConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training run. Rates are per step of the optimiser, AdamW; the schedule is a warm-up and a cosine to 0."""
+    """One training run. Rates are per step of the optimiser, AdamW."""
 
     epochs: int = _option(30, "times that every clip is seen")
-    batch_size: int = _option(32, "clips a step")
+    patience: int = _option(0, "epochs without a better one after which the run ends early; 0 for never")
+    batch_size: int = _option(32, "clips a step, of all processes together")
     learning_rate: float = _option(3e-3, "largest of the schedule")
     weight_decay: float = _option(1e-4, "of AdamW")
     warmup: float = _option(0.05, "share of all steps in which the learning rate rises from 0")
+    schedule: str = _option(
+        "cosine",
+        "the learning rate after that: half a cosine or a line to 0, constant, or lower by 0.3 at each plateau",
+        SCHEDULES,
+    )
+    plateau_epochs: int = _option(5, "epochs without a lower validation loss that are a plateau")
     clip_norm: float = _option(1.0, "largest norm of the gradient; inf for no limit")
+    precision: str = _option("fp32", "of what torch's autocast computes in training; fp16 scales the loss", PRECISIONS)
+    class_weights: str = _option("none", "of clips in the loss; balanced: all classes count alike", CLASS_WEIGHTS)
+    label_smoothing: float = _option(0.0, "share of what is true that is spread over all labels")
     over_time_weight: float = _option(0.0, "share of the loss that every step of time has, beside the clip's own")
     valid_fraction: float = _option(
         0.1, "share of the clips, class by class and in whole groups, held back to choose the best epoch"
@@ -171,6 +184,12 @@ class TrainConfig:
     seed: int = _option(0, "of the split, the first weights, the order and the changes of the clips")
 
     def __post_init__(self) -> None:
+        _check_choices(self)
+        if self.patience < 0 or self.plateau_epochs < 1:
+            raise ValueError(
+                f"expected a patience of at least 0 and plateau_epochs of at least 1, "
+                f"got {self.patience} and {self.plateau_epochs}"
+            )
         if self.epochs < 1 or self.batch_size < 1:
             raise ValueError(f"expected positive epochs and batch_size, got {self.epochs} and {self.batch_size}")
         if not 0 < self.learning_rate < math.inf:
@@ -189,7 +208,7 @@ class TrainConfig:
             raise ValueError(f"expected a crop in (0, 1], got {self.crop}")
         if not 0 <= self.erase <= 1:
             raise ValueError(f"expected an erase in [0, 1], got {self.erase}")
-        _check_shares(self, "time_jitter", "gain", "contrast", "saturation")
+        _check_shares(self, "label_smoothing", "time_jitter", "gain", "contrast", "saturation")
         if self.seed < 0:
             raise ValueError(f"expected a seed of at least 0, got {self.seed}")
 
@@ -205,7 +224,7 @@ def _check_shares(config: ModelConfig | MLPConfig | TrainConfig, *names: str) ->
             raise ValueError(f"expected a {name} in [0, 1), got {getattr(config, name)}")
 
 
-def _check_choices(config: ModelConfig | MLPConfig) -> None:
+def _check_choices(config: ModelConfig | MLPConfig | TrainConfig) -> None:
     for f in dataclasses.fields(config):
         choices, value = f.metadata.get("choices"), getattr(config, f.name)
         if choices and value not in choices:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import os
 import shlex
 import typing
 from collections.abc import Iterable
@@ -46,8 +47,9 @@ def make_parser(description: str) -> argparse.ArgumentParser:
         default=CACHE_BYTES,
         help=f"how large it may grow; clips for which there is no room are decoded anew each epoch ({CACHE_BYTES})",
     )
-    parser.add_argument("--device", help="cpu, cuda or cuda:N (cuda where there is one, else cpu)")
-    parser.add_argument("--threads", type=positive, default=usable_cores(), help="of torch (usable cores)")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (cuda where there is one, else cpu; one a process)")
+    threads = max(usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
+    parser.add_argument("--threads", type=positive, default=threads, help="of torch in each process (usable cores)")
 
     def add(group: argparse._ArgumentGroup, name: str, default: object, meaning: str, **more: Any) -> None:
         shown = meaning if default in (None, ()) else f"{meaning} ({default})"

@@ -35,22 +35,26 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from service.video import Sampling
 from ttmodels import checkpoint
 from ttmodels import config as configs
 from ttmodels.checkpoint import Checkpoint, Progress
 from ttmodels.classifier import ClipClassifier
 from ttmodels.config import ModelConfig, TrainConfig
-from ttmodels.data.augment import Augmentation, sided
+from ttmodels.data.augment import Augmentation
 from ttmodels.data.clips import read_clips
 from ttmodels.data.decoded import CACHE_BYTES, Batch, DecodedClips, unreadable_clips
 from ttmodels.data.report import data_report
 from ttmodels.data.split import split_clips
+from ttmodels.distributed import Team, joined
 from ttmodels.evaluate import Figures, label_table, predict
 from ttmodels.linear import penalty
-from ttmodels.losses import clip_loss
+from ttmodels.losses import ClipLoss
 from ttmodels.options import make_parser, new_run, options_given, resumed_run
 from ttmodels.predictions import SCORES
+from ttmodels.schedule import ended, schedule
+from ttmodels.summary import model_summary, run_summary
+
+AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def train(
@@ -62,13 +66,17 @@ def train(
     cache: Path,
     cache_bytes: int = CACHE_BYTES,
     saved: Checkpoint | None = None,
-    device: str = "cpu",
+    team: Team | None = None,
 ) -> float:
     """Run to the last epoch, from where `saved` stopped, else in the place of any run in `out`; the best score.
+
+    Args:
+        team: the processes that train, all of which call this alike; one on the CPU without it.
 
     Raises:
         ValueError: clips that do not fit, or a checkpoint that was not made to resume from.
     """
+    team = team or Team("cpu")
     clips = read_clips(data, model_config.labels, model_config.task)
     for warning in clips.warnings:
         print(f"warning: {warning}", file=sys.stderr)
@@ -80,18 +88,22 @@ def train(
         print("warning: the list has folds, and without --fold none of its clips test", file=sys.stderr)
 
     torch.manual_seed(config.seed)
-    model = ClipClassifier(model_config).to(device)
+    model = ClipClassifier(model_config).to(team.device)
     optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+    device_type, autocast = torch.device(team.device).type, AUTOCAST[config.precision]
+    scaler = torch.amp.GradScaler(device_type, enabled=config.precision == "fp16")
     progress = Progress(data_set=data.name)
     if saved is not None:
         model.load_state_dict(saved.model().state_dict())
         saved.restore_optimizer(optimizer)
         progress = saved.progress
-    out.mkdir(parents=True, exist_ok=True)
+        scaler.load_state_dict(progress.scaler)
+    network = team.network(model)
 
-    decoded = DecodedClips(
-        clips, model_config.sampling, cache, max_bytes=cache_bytes, candidates=augment.candidates, change=augment
-    )
+    with team.first_before_others():  # who find in the cache what it decodes
+        decoded = DecodedClips(
+            clips, model_config.sampling, cache, max_bytes=cache_bytes, candidates=augment.candidates, change=augment
+        )
     train_data, valid_data, test_data = (decoded.take(part) for part in split)
     parts = {"train": train_data, "valid": valid_data, "test": test_data}
     for line in unreadable_clips(decoded):
@@ -104,41 +116,50 @@ def train(
               "choose the best epoch may have been trained on", file=sys.stderr)  # fmt: skip
     progress.num_clips = num_clips
     report = data_report(parts, decoded.unreadable, config.seed)
-    if saved is None:
-        for path in (out / "best.safetensors", out / "last.safetensors", out / "test.json"):
-            path.unlink(missing_ok=True)  # of a run that this one takes the place of
-    (out / "config.json").write_text(_both_as_json(model_config, config))
-    (out / "data.json").write_text(report.to_json())
-    print(_summary(model, decoded), _changes(augment, config, clips.labels), report, sep="\n", flush=True)
+    if team.first:
+        out.mkdir(parents=True, exist_ok=True)
+        if saved is None:
+            for path in (out / "best.safetensors", out / "last.safetensors", out / "test.json"):
+                path.unlink(missing_ok=True)  # of a run that this one takes the place of
+        (out / "config.json").write_text(_both_as_json(model_config, config))
+        (out / "data.json").write_text(report.to_json())
+    print(model_summary(model), run_summary(config, augment, decoded, clips.labels, team), report, sep="\n", flush=True)
 
     measure = SCORES[model_config.task]
+    clip_loss = ClipLoss.of(config, train_data.clips.targets, len(clips.labels), team.device)
     steps_per_epoch = -(-len(train_data) // config.batch_size)
     num_steps = config.epochs * steps_per_epoch
-    for epoch in range(progress.epoch, config.epochs):
-        started = time.perf_counter()
-        torch.manual_seed(config.seed * 1_000_003 + epoch)
+    while not ended(config, progress):
+        started, epoch = time.perf_counter(), progress.epoch
+        torch.manual_seed(config.seed * 1_000_003 + epoch + (team.rank << 48))
         order = np.random.default_rng((config.seed, epoch)).permutation(len(train_data))
         batches = [order[i : i + config.batch_size] for i in range(0, len(order), config.batch_size)]
-        model.train()
+        valid_losses = [entry["valid_loss"] for entry in progress.history]
+        network.train()
         train_loss = 0.0
         title = f"epoch {epoch + 1}/{config.epochs}"
-        coming = _read_ahead(train_data.varied(batches, (config.seed, epoch, 1)))
+        coming = _read_ahead(train_data.varied(map(team.share, batches), (config.seed, epoch, 1)))
         bar = tqdm(coming, title, steps_per_epoch, unit="batch", disable=None)
-        for step, batch in enumerate(bar, epoch * steps_per_epoch):
-            frames, targets = (torch.from_numpy(part).to(device) for part in batch)
+        for step, (batch, read) in enumerate(zip(batches, bar, strict=True), epoch * steps_per_epoch):
+            frames, targets = (torch.from_numpy(part).to(team.device) for part in read)
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * schedule(step / num_steps, config.warmup)
-            loss = clip_loss(model(frames), targets, config.over_time_weight) + penalty(model)
+                group["lr"] = config.learning_rate * schedule(config, step / num_steps, valid_losses)
+            with torch.autocast(device_type, autocast, enabled=autocast != torch.float32):
+                logits = network(frames)
+            loss = team.size * clip_loss(logits, targets).sum() / len(batch) + penalty(model)  # its mean is the batch's
             optimizer.zero_grad()
-            loss.backward()
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-            optimizer.step()
-            train_loss += loss.item() * len(targets) / len(train_data)
+            scaler.step(optimizer)
+            scaler.update()
+            train_loss += loss.item() * len(batch) / len(train_data)
             bar.set_postfix(loss=f"{loss.item():.3f}")
 
-        valid = predict(model, valid_data, "valid")
-        valid_loss, score = valid.loss(), valid.score
-        progress.epoch = epoch + 1
+        train_loss = team.sum(train_loss) / team.size
+        valid = predict(model, valid_data, "valid") if team.first else None
+        valid_loss, score = team.told((valid.loss(), valid.score) if valid else (math.nan, math.nan))
+        progress.epoch, progress.scaler = epoch + 1, scaler.state_dict()
         progress.history.append(
             {
                 "train_loss": train_loss,
@@ -151,9 +172,15 @@ def train(
               f"valid {measure} {score:.4f}", flush=True)  # fmt: skip
         if (score, -valid_loss) > (progress.best_score, -progress.best_loss):
             progress.best_score, progress.best_loss, progress.best_epoch = score, valid_loss, epoch + 1
-            checkpoint.save(out / "best.safetensors", model, config, progress)
-        checkpoint.save(out / "last.safetensors", model, config, progress, optimizer)
+            if team.first:
+                checkpoint.save(out / "best.safetensors", model, config, progress)
+        if team.first:
+            checkpoint.save(out / "last.safetensors", model, config, progress, optimizer)
 
+    if not team.first:
+        return progress.best_score
+    if progress.epoch < config.epochs:
+        print(ended(config, progress))
     best = checkpoint.load(out / "best.safetensors")
     valid = predict(best.model(), valid_data, "valid")
     print(f"best epoch {best.progress.best_epoch}: valid {measure} {valid.score:.4f} ({report.baselines('valid')}); "
@@ -166,13 +193,6 @@ def train(
         print(f"test {measure} {test.score:.4f} ({report.baselines('test')})")
         print(label_table(test))
     return valid.score
-
-
-def schedule(done: float, warmup: float) -> float:
-    """Factor of the learning rate at a share `done` of all steps: linear warm-up, then half a cosine to 0."""
-    if done < warmup:
-        return done / warmup
-    return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
 
 
 def _read_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -189,56 +209,18 @@ def _both_as_json(model_config: ModelConfig, config: TrainConfig) -> str:
     return json.dumps(both, indent=2) + "\n"
 
 
-def _summary(model: ClipClassifier, decoded: DecodedClips) -> str:
-    config, shape, saved = model.config, model.projection.shape, model.compression()
-    sampling = config.sampling
-    sizes = [
-        ("input-to-hidden", shape.num_parameters, saved.input_to_hidden),
-        ("whole RNN", sum(p.numel() for p in model.rnn.parameters()), saved.rnn),
-        ("whole model", model.num_parameters(), saved.model),
-    ]
-    lines = [
-        f"classes          {len(config.labels)}: {', '.join(config.labels)}",
-        f"decoded clips    {decoded.num_cached} in the cache, {len(decoded) - decoded.num_cached} anew each epoch",
-        f"sampling         {sampling.num_frames} frames of {sampling.width}x{sampling.height}, {_policy(sampling)}",
-        f"TT-{config.cell.upper():<13} {shape.input_modes} -> {shape.output_modes}, ranks {shape.tt_ranks}",
-        f"reads            {'what changes from frame to frame' if config.difference else 'frames'}",
-        f"layers           {config.num_layers}, {'both directions' if config.bidirectional else 'forward'}",
-    ]
-    lines += [
-        f"{name:<16} {count:>9,} parameters, {times:>10,.1f} times fewer than dense" for name, count, times in sizes
-    ]
-    return "\n".join(lines)
-
-
-def _changes(augment: Augmentation, config: TrainConfig, labels: Sequence[str]) -> str:
-    line = f"augmentation     {augment}"
-    if config.mirror_horizontal == "auto" and (names := sided(labels)):
-        line += f"; not mirrored left to right, as it may matter to {', '.join(names)} (--mirror-horizontal)"
-    return line
-
-
-def _policy(sampling: Sampling) -> str:
-    if sampling.policy == "rate":
-        return f"{sampling.rate:g} a second"
-    if sampling.policy == "windows":
-        return f"windows of {sampling.window_length}, one every {sampling.window_stride} frames"
-    return sampling.policy
-
-
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
     options = make_parser(__doc__ or "").parse_args(arguments)
     given = options_given(options)
     best, last = options.out / "best.safetensors", options.out / "last.safetensors"
     torch.set_num_threads(options.threads)
-    device = _device(options.device)
     if options.resume:
         saved = checkpoint.load(last)
         model_config, config = resumed_run(saved, given)
-        if saved.progress.epoch >= config.epochs:
+        if why := ended(config, saved.progress):
             done, measure = saved.progress, SCORES[model_config.task]
-            print(f"nothing left to do: all {config.epochs} epochs are done (more with --epochs); "
+            print(f"nothing left to do: {why}{'' if done.epoch < config.epochs else ' (more with --epochs)'}; "
                   f"best epoch {done.best_epoch}: valid {measure} {done.best_score:.4f}; {best}")  # fmt: skip
             return 0
     else:
@@ -247,17 +229,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(f"{options.out} holds a run already: go on with --resume, or start anew with --overwrite")
         model_config, config = new_run(read_clips(options.data, task=given.get("task", ModelConfig.task)).labels, given)
     try:
-        cache = options.cache or options.out / "cache"
-        train(
-            options.data,
-            options.out,
-            model_config,
-            config,
-            cache=cache,
-            cache_bytes=options.cache_bytes,
-            saved=saved,
-            device=device,
-        )
+        with joined(options.device) as team:
+            train(
+                options.data,
+                options.out,
+                model_config,
+                config,
+                cache=options.cache or options.out / "cache",
+                cache_bytes=options.cache_bytes,
+                saved=saved,
+                team=team,
+            )
     except KeyboardInterrupt:
         if last.exists():
             hint = "--resume goes on after the last whole epoch"
@@ -265,15 +247,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             hint = "no epoch was done, the same command starts again; clips decoded so far are kept"
         raise KeyboardInterrupt(hint) from None
     return 0
-
-
-def _device(name: str | None) -> str:
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from error
-    return name
 
 
 if __name__ == "__main__":

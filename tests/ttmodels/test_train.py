@@ -1,3 +1,5 @@
+import dataclasses
+import itertools
 import json
 import shutil
 import subprocess
@@ -13,8 +15,10 @@ from tests.made import write_folder
 from ttmodels import checkpoint
 from ttmodels import evaluate as evaluation
 from ttmodels import train as training
+from ttmodels.checkpoint import Checkpoint, Progress
 from ttmodels.predictions import Predictions
-from ttmodels.train import main, schedule
+from ttmodels.schedule import schedule
+from ttmodels.train import main
 
 SIZE = ["--num-frames", "6", "--width", "16", "--height", "12", "--hidden", "16", "--rank", "3"]
 
@@ -231,15 +235,18 @@ def interrupt_after(epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     if epochs:
         monkeypatch.setattr(checkpoint, "save", save)
     else:
-        monkeypatch.setattr(training, "clip_loss", interrupt)
+        monkeypatch.setattr(training.ClipLoss, "__call__", interrupt)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    precision: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And takes its configuration from the run, not from the command."""
+    """And takes its configuration from the run, not from the command. Nothing is lost of what is counted over epochs,
+    such as plateaus and the scale of the loss."""
+    how = ["--schedule", "plateau", "--plateau-epochs", "1", "--precision", precision, "--class-weights", "balanced"]
     changes = ["--crop", "0.5", "--time-jitter", "0.3", "--gain", "0.2", "--saturation", "0.2", "--erase", "0.5"]
-    more = ["--epochs", "4", "--dropout", "0.3", *changes]
+    more = ["--epochs", "4", "--dropout", "0.3", "--label-smoothing", "0.1", "--learning-rate", "0.1", *how, *changes]
     assert run(folder, tmp_path / "whole", *more) == 0
     with monkeypatch.context() as patch:
         interrupt_after(2, patch)
@@ -249,6 +256,19 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(
     whole, parts = (checkpoint.load(tmp_path / name / "last.safetensors") for name in ("whole", "parts"))
     assert whole.tensors.keys() == parts.tensors.keys()
     assert all(torch.equal(whole.tensors[name], parts.tensors[name]) for name in whole.tensors)
+    assert timeless(whole) == timeless(parts)
+    assert timeless(checkpoint.load(tmp_path / "parts" / "best.safetensors")) == timeless(
+        checkpoint.load(tmp_path / "whole" / "best.safetensors")
+    )
+    assert bool(whole.progress.scaler) == (precision == "fp16")
+    losses = [entry["valid_loss"] for entry in whole.progress.history]
+    assert any(after >= before for before, after in itertools.pairwise(losses))  # a plateau was passed
+
+
+def timeless(saved: Checkpoint) -> Progress:
+    """What a run has come to, but for the time it took."""
+    history = [{**entry, "seconds": 0.0} for entry in saved.progress.history]
+    return dataclasses.replace(saved.progress, history=history)
 
 
 def test_an_interruption_before_the_first_epoch_says_that_nothing_can_be_resumed(
@@ -273,7 +293,7 @@ def test_more_epochs_may_be_asked_of_a_finished_run(
     assert bare(folder, tmp_path / "run", "--resume") == 0
     assert "nothing left to do: all 1 epochs are done" in capsys.readouterr().out
     seen: list[float] = []
-    monkeypatch.setattr(training, "schedule", lambda done, warmup: seen.append(done) or schedule(done, warmup))
+    monkeypatch.setattr(training, "schedule", lambda config, done, _: seen.append(done) or schedule(config, done, ()))
     assert bare(folder, tmp_path / "run", "--resume", "--epochs", "2") == 0
     assert (min(seen), max(seen)) == (0.5, pytest.approx(1 - 0.5 / len(seen)))
     last = checkpoint.load(tmp_path / "run" / "last.safetensors")
@@ -330,6 +350,24 @@ def test_of_equally_accurate_epochs_the_one_with_the_lower_loss_is_the_best(
     assert (progress.best_epoch, progress.best_score, progress.best_loss) == (2, 0.5, losses[1])
     assert losses[3] < losses[1] == min(losses[:3])
     assert checkpoint.load(tmp_path / "run" / "best.safetensors").progress.epoch == 2
+
+
+def test_a_run_ends_where_no_epoch_is_better_for_long(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Interrupted among the epochs that are not better, it goes on counting; then nothing is left to do."""
+    out = tmp_path / "run"
+    still = ["--learning-rate", "1e-30", "--patience", "3", "--epochs", "9"]  # so no epoch is better than the first
+    with monkeypatch.context() as patch:
+        interrupt_after(2, patch)
+        assert run(folder, out, *still) == 130
+    assert bare(folder, out, "--resume") == 0
+    assert "after epoch 1 there were 3 without a better one (--patience)" in capsys.readouterr().out
+    progress = checkpoint.load(out / "last.safetensors").progress
+    assert (progress.epoch, progress.best_epoch) == (4, 1)
+    assert bare(folder, out, "--resume") == 0
+    assert "nothing left to do: after epoch 1 there were 3 without" in capsys.readouterr().out
+    assert checkpoint.load(out / "last.safetensors").progress.epoch == 4
 
 
 @pytest.mark.parametrize(
@@ -415,10 +453,3 @@ def test_evaluation_says_what_it_did_not_see(folder: Path, tmp_path: Path, capsy
 def test_a_wrong_folder_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--data", str(tmp_path / "none"), "--out", str(tmp_path / "run")]) == 2
     assert capsys.readouterr().err.startswith("error: expected a folder with one sub-folder per class")
-
-
-def test_schedule() -> None:
-    assert schedule(0.0, 0.1) == 0
-    assert schedule(0.1, 0.1) == 1
-    assert schedule(0.55, 0.1) == pytest.approx(0.5)
-    assert schedule(1.0, 0.1) == pytest.approx(0)

@@ -24,6 +24,7 @@ from ttmodels.data.clips import read_clips
 from ttmodels.data.encode import write_video
 from ttmodels.data.lists import write_list
 from ttmodels.data.published import DATA_SETS
+from ttmodels.distributed import Team
 from ttmodels.experiments.study import Outcome, Study, read_outcome, write_outcome
 from ttmodels.options import make_parser, new_run, options_given
 from ttmodels.train import train
@@ -140,8 +141,8 @@ class VideoExperiment(Study):
             saved = None
         out.mkdir(parents=True, exist_ok=True)
         with (out / "log.txt").open("a" if saved else "w", encoding="utf-8") as log, redirect_stdout(log):
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-            train(data, out, model_config, config, cache=out.parents[2] / "cache", saved=saved, device=device)
+            team = Team("cuda" if torch.cuda.is_available() else "cpu")
+            train(data, out, model_config, config, cache=out.parents[2] / "cache", saved=saved, team=team)
         test, report = (json.loads((out / name).read_text()) for name in ("test.json", "data.json"))
         values = test[self.measure], report["metadata_only"]["test"], report["majority"]["test"], test["num_clips"]
         saved = checkpoint.load(last)
