@@ -14,7 +14,9 @@ import math
 import multiprocessing
 import os
 import signal
+import sys
 import time
+import types
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -238,16 +240,31 @@ def _read_facts(file: Path, sampling: Sampling) -> Facts | None:
 @contextmanager
 def _decoders(num_workers: int | None) -> Iterator[Executor]:
     # Ctrl-C reaches every process of a terminal: the workers leave it to this one.
+    num_workers = num_workers or usable_cores()
     pool = ProcessPoolExecutor(
-        num_workers or usable_cores(),
+        num_workers,
         multiprocessing.get_context("spawn"),
         initializer=signal.signal,
         initargs=(signal.SIGINT, signal.SIG_IGN),
     )
     try:
+        with _nameless_main():
+            for _ in range(num_workers):
+                pool.submit(int)  # starts a process
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)  # an interruption does not wait for the clips that are left
+
+
+@contextmanager
+def _nameless_main() -> Iterator[None]:
+    """A new process imports the program that started it, which here would be torch and more, where it can be named."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 Job = tuple[Path, Path | None]

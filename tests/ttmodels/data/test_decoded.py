@@ -1,5 +1,7 @@
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -213,6 +215,24 @@ def test_a_decoder_that_hangs_is_ended_and_the_others_go_on() -> None:
     said = dict(decoded._decode_all(jobs, hang_on_the_third, 2))
     reason = "the decoder process ended on it, or was ended after 600 s"
     assert said == {i: reason if i == 2 else str(i) for i in range(4)}
+
+
+@pytest.mark.parametrize("how", [["program.py"], ["-m", "program"]])
+def test_decoders_do_not_import_the_program_that_started_them(how: list[str], tmp_path: Path) -> None:
+    """It has torch, which takes longer to import than many clips to decode."""
+    lines = [
+        "from ttmodels.data import decoded",
+        "print('imported', flush=True)",
+        "if __name__ == '__main__':",
+        "    with decoded._decoders(2) as pool:",
+        "        print(*pool.map(int, '12'), flush=True)",
+    ]
+    (tmp_path / "program.py").write_text("\n".join(lines))
+    path = os.pathsep.join([str(Path.cwd()), *sys.path])
+    done = subprocess.run(
+        [sys.executable, *how], cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert (done.stdout, done.stderr) == ("imported\n1 2\n", "")
 
 
 def test_what_a_killed_process_left_makes_room(root: Path, tmp_path: Path) -> None:
