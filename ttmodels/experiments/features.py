@@ -61,14 +61,18 @@ class FeatureSet(Experiment):
         return Data((x[0], fit_y), (x[1], stop_y), (x[2], torch.from_numpy(test[1])))
 
     def model(self, label: str) -> nn.Module:
+        """The head begins at 0: at first all classes are as likely, and values at their mean."""
         hidden = math.prod(self.output_modes)
         tt = self.input_modes, self.output_modes, self.ranks
         dense = (math.prod(self.input_modes),), (hidden,), 1  # one core is a dense matrix
+        head = nn.Linear(hidden, self.num_outputs)
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
         return nn.Sequential(
             Floats(),
             TTLinear(*(tt if label.endswith("TT") else dense), activation="relu"),
             nn.Dropout(self.dropout),
-            nn.Linear(hidden, self.num_outputs),
+            head,
         )
 
 

@@ -69,7 +69,7 @@ class Mice(Genes):
     input_modes, output_modes, ranks = (5, 6, 5), (15, 15, 15), 10
     num_outputs = 83
     measure = VALUES
-    fit = Fit(epochs=100, batch_size=7, learning_rate=1e-3, weight_decay=1e-2, patience=30)
+    fit = Fit(epochs=40, batch_size=7, learning_rate=1e-4, weight_decay=1e-2, patience=20)
 
 
 class GeneExpression(FeatureSets):
@@ -80,7 +80,9 @@ class GeneExpression(FeatureSets):
         "142) and of 83 genes by markers (mice, 50 and 10). A fifth of the rows to train on is to stop by, drawn anew "
         "for each seed. Modes, ranks and hidden sizes are the package's. Relu and dropout .5 for its sigmoids and its "
         "l2. Features have mean 0 and deviation 1, and are in the order of their correlation with the targets in the "
-        "rows to fit, which makes no difference to the dense model. R² is the share of the variance that is told."
+        "rows to fit, which makes no difference to the dense model. That order, and the rate for mice, "
+        "were chosen for the TT model by validation. R² is the share of the variance that is told: what mice tell is "
+        "next to nothing, and the mean in the rows to train on has an MSE of .220."
     )
     source = "accuracy (lymphoma, prostate) or mean squared error (yeast, mice) of the Keras package's one run of each"
     sets: ClassVar = {kind.name: kind for kind in (Lymphoma, Prostate, Yeast, Mice)}

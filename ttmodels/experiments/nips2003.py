@@ -71,7 +71,7 @@ class Dexter(Challenge):
 class Dorothea(Challenge):
     name = "dorothea"
     input_modes, output_modes, ranks = (10, 20, 50, 10), (5, 5, 5, 5), (10, 10, 5)
-    fit = Fit(epochs=20, batch_size=45, learning_rate=1e-3, weight_decay=1e-2, patience=8)
+    fit = Fit(epochs=20, batch_size=45, learning_rate=1e-3, weight_decay=1e-2, patience=5)
 
     def prepared(self, train: np.ndarray, *rest: np.ndarray) -> tuple[np.ndarray, ...]:
         """As it is, a byte a value."""

@@ -41,6 +41,13 @@ def test_dense_and_tt_differ_in_the_hidden_weight_alone() -> None:
     assert rest[0] == rest[1]
 
 
+def test_a_model_begins_without_an_opinion() -> None:
+    x = torch.randn(5, 500)
+    for label in ("madelon-dense", "madelon-TT"):
+        model = Madelon().model(label).eval()
+        assert not model(x).any()
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_splits_share_no_row(seed: int) -> None:
     data = Madelon().made(seed)
