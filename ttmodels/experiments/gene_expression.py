@@ -80,10 +80,10 @@ class GeneExpression(FeatureSets):
         "142) and of 83 genes by markers (mice, 50 and 10). A fifth of the rows to train on is to stop by, drawn anew "
         "for each seed. Modes, ranks and hidden sizes are the package's. Relu and dropout .5 for its sigmoids and its "
         "l2. Features have mean 0 and deviation 1, and are in the order of their correlation with the targets in the "
-        "rows to fit, which makes no difference to the dense model. That order, and the rate for mice, "
-        "were chosen for the TT model by validation. R² is the share of the variance that is told: the markers of mice tell "
-        "next to nothing, and the mean in the rows to train on has an MSE of .220. A row of lymphoma is .083 of the "
-        "accuracy and one of prostate .045: the models differ by less than a row."
+        "rows to fit, which makes no difference to the dense model. That order, and the rate for mice, were chosen for "
+        "the TT model by validation. R² is the share of the variance that is told: the markers of mice tell next to "
+        "nothing, and the mean in the rows to train on has an MSE of .220. A row of lymphoma is .083 of the accuracy "
+        "and one of prostate .045: the models differ by less than a row."
     )
     source = "accuracy (lymphoma, prostate) or mean squared error (yeast, mice) of the Keras package's one run of each"
     sets: ClassVar = {kind.name: kind for kind in (Lymphoma, Prostate, Yeast, Mice)}
