@@ -19,7 +19,7 @@ class Hollywood2(VideoExperiment):
         "https://www.di.ens.fr/~laptev/actions/hollywood2/)"
     )
     num_labels = 12
-    measure = "mean_ap"
+    measure = "mean AP"
     about = (
         "823 clips to train on and 884 to test, of different films, the publisher's split. As published: 234x100, "
         "10x18x13x30 -> 4x4x4x4, rank 4, recurrent dropout .25, batches of 32, a sigmoid a label. Otherwise than "

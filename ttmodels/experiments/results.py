@@ -20,9 +20,10 @@ NO_DATA = "no data here"
 
 _HEAD = """# Results of the experiments
 Each section is written by the command in it. Figures are those on the test split, which no fit was stopped by: mean
-and standard deviation over the seeds, beside the published figure. Every model of a section has the same splits,
-dropout, hidden size and, but for what the section says, the same fit. Times are those of one thread of the machine as
-it was, busy or not.
+and standard deviation over the seeds, beside the published figure. Where there are folds, a seed's figure is that of
+the test clips of all of them together, and "± over folds" the standard deviation between theirs. Every model of a
+section has the same splits, dropout, hidden size and, but for what the section says, the same fit. Times are those of
+one thread of the machine as it was, busy or not.
 """
 
 

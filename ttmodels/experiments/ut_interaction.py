@@ -20,11 +20,15 @@ class UTInteraction(VideoExperiment):
     num_labels = 6
     about = "120 clips of 20 sequences; five folds of whole sequences."
     source = "none with these folds"
-    options = "--width 64 --height 64 --epochs 60 --batch-size 16 --valid-fraction 0.2"
+    options = (
+        "--width 32 --height 32 --pooling mean --batch-size 16 --learning-rate 1e-2 --epochs 120 --valid-fraction 0.2 "
+        "--crop 0.5 --time-jitter 0.3 --gain 0.2 --contrast 0.3"
+    )
     models: ClassVar = {
-        "GRU": dense("gru", 64 * 64 * 3, 64),
-        "TT-GRU": "--cell gru --hidden 64 --rank 4",
-        "TT-LSTM": "--cell lstm --hidden 64 --rank 4",
+        "GRU": f"{dense('gru', 32 * 32 * 3, 64)} --difference",
+        "TT-GRU": "--cell gru --hidden 64 --rank 4 --difference",
+        "TT-LSTM": "--cell lstm --hidden 64 --rank 4 --difference",
+        "TT-GRU (frames)": "--cell gru --hidden 64 --rank 4",
     }
     rows: ClassVar = {
         **{label: Row(of_model) for label, of_model in models.items()},

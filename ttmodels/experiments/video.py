@@ -58,7 +58,7 @@ class VideoExperiment(Study):
     """Of `ttmodels.train`, for all rows."""
     rows: ClassVar[Mapping[str, Row]]
     measure: ClassVar[str] = "accuracy"
-    """What the table has of the figures that `ttmodels.train` gives of test clips."""
+    """What the table has of the figures that `ttmodels.train` gives of test clips, or "mean AP"."""
 
     def __init_subclass__(cls) -> None:
         cls.published = {label: row.published for label, row in cls.rows.items()}
@@ -144,7 +144,8 @@ class VideoExperiment(Study):
             team = Team("cuda" if torch.cuda.is_available() else "cpu")
             train(data, out, model_config, config, cache=out.parents[2] / "cache", saved=saved, team=team)
         test, report = (json.loads((out / name).read_text()) for name in ("test.json", "data.json"))
-        values = test[self.measure], report["metadata_only"]["test"], report["majority"]["test"], test["num_clips"]
+        figure = test[self.measure.lower().replace(" ", "_")]
+        values = figure, report["metadata_only"]["test"], report["majority"]["test"], test["num_clips"]
         saved = checkpoint.load(last)
         outcome = Outcome(
             dict(zip(names, values, strict=True)),
