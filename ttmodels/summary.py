@@ -41,16 +41,15 @@ def run_summary(
     changes = str(augment)
     if config.mirror_horizontal == "auto" and (names := sided(labels)):
         changes += f"; not mirrored left to right, which may matter to {', '.join(names)} (--mirror-horizontal)"
-    rate = (
-        f"learning rate {config.learning_rate:g}, {config.schedule} after a warm-up of {config.warmup:.0%} of the steps"
-    )
-    ends = f"after {config.patience} without a better one" if config.patience else "never early"
+    warmup = f"a warm-up of {100 * config.warmup:g} % of the steps"
+    rate = f"learning rate {config.learning_rate:g}, {config.schedule} after {warmup}"
+    ends = f"ended after {config.patience} without a better one" if config.patience else "never ended early"
     losses = f"class weights {config.class_weights}, label smoothing {config.label_smoothing:g}"
     return "\n".join(
         [
             f"decoded clips    {decoded.num_cached} in the cache, {len(decoded) - decoded.num_cached} anew each epoch",
             f"augmentation     {changes}",
-            f"training         {config.epochs} epochs, ended {ends}; {config.batch_size} clips a step; {rate}",
+            f"training         {config.epochs} epochs, {ends}; {config.batch_size} clips a step; {rate}",
             f"loss             {losses}",
             f"computed         in {config.precision} on {team.device}" + f", {team.size} processes" * (team.size > 1),
         ]
