@@ -1,4 +1,4 @@
-"""A clip in, its class out: scaling, a TT recurrence over the frames, a linear head at every step."""
+"""A clip in, its class out: scaling or a backbone, a TT recurrence over the frames, a linear head at every step."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from service.manifest import Compression
+from ttmodels.backbone import NUM_CHANNELS, Backbone
 from ttmodels.cells import TTCell
 from ttmodels.config import ModelConfig
 from ttmodels.constraints import Penalty
@@ -28,18 +29,20 @@ def changes(steps: Tensor) -> Tensor:
 
 
 class ClipClassifier(nn.Module):
-    """uint8 clips to logits.
+    """uint8 clips to logits. Behind a backbone its features of a clip are taken too, in the place of the clip.
 
     The head reads the last layer's hidden state at each step. Of a bidirectional network that is the state of both
     directions at this step where the steps' mean is taken; where the last step counts, the backward direction gives its
     final state, which has read the whole clip, to every step, so that the last step has what torch calls h_n.
 
-    Shape: frames uint8 [batch, time, height, width, 3], lengths [batch] (1 to time) or None -> ClipLogits.
+    Shape: frames uint8 [batch, time, height, width, 3], or a backbone's features float [batch, time, features]; lengths
+    [batch] (1 to time) or None -> ClipLogits.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.backbone = Backbone(config.backbone_features) if config.backbone else None
         self.rnn = NETWORKS[config.cell](
             config.input_modes,
             config.output_modes,
@@ -54,6 +57,11 @@ class ClipClassifier(nn.Module):
         )
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(config.hidden_size * self.rnn.num_directions, len(config.labels))
+        self.feature_mean: Tensor
+        self.feature_std: Tensor
+        if config.backbone:
+            self.register_buffer("feature_mean", torch.zeros(NUM_CHANNELS))
+            self.register_buffer("feature_std", torch.ones(NUM_CHANNELS))
         mean, std = torch.tensor(config.scaling.mean), torch.tensor(config.scaling.std)
         self.pixel_scale: Tensor
         self.pixel_shift: Tensor
@@ -64,14 +72,31 @@ class ClipClassifier(nn.Module):
         """(pixel / 255 - mean) / std per channel, frames flattened. [B, T, H, W, 3] -> [B, T, H W 3]."""
         return (frames.to(self.pixel_scale.dtype).mul_(self.pixel_scale).add_(self.pixel_shift)).flatten(2)
 
-    def forward(self, frames: Tensor, lengths: Tensor | None = None) -> ClipLogits:
+    def standardise_by(self, mean: Tensor, std: Tensor) -> None:
+        """Set what a backbone's features are standardised by, [channels] each."""
+        self.feature_mean.copy_(mean)
+        self.feature_std.copy_(std)
+
+    def standardise(self, features: Tensor) -> Tensor:
+        """A backbone's features as (feature - mean) / std by channel. [B, T, N] -> [B, T, N]."""
+        by_channel = features.unflatten(-1, (-1, NUM_CHANNELS))
+        return torch.as_tensor((by_channel - self.feature_mean) / self.feature_std).flatten(-2)
+
+    def features(self, frames: Tensor) -> Tensor:
+        """Of uint8 frames [B, T, H, W, 3]: scaled pixels, or what the backbone sees. -> [B, T, N]."""
         sampling = self.config.sampling
         if frames.ndim != 5 or frames.shape[2:] != (sampling.height, sampling.width, 3) or frames.dtype != torch.uint8:
             raise ValueError(
                 f"expected uint8 frames [batch, time, {sampling.height}, {sampling.width}, 3], "
                 f"got {frames.dtype} {list(frames.shape)}"
             )
-        read = self.scale(frames)
+        return self.scale(frames) if self.backbone is None else torch.as_tensor(self.backbone(frames))
+
+    def forward(self, frames: Tensor, lengths: Tensor | None = None) -> ClipLogits:
+        have_features = self.backbone is not None and frames.ndim == 3
+        read = frames if have_features else self.features(frames)
+        if self.backbone is not None:
+            read = self.standardise(read)
         outputs, state = self.rnn(changes(read) if self.config.difference else read, lengths=lengths)
         if self.config.bidirectional and self.config.pooling == "last":
             backward = (state[0] if isinstance(state, tuple) else state)[-1]

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from service.manifest import Scaling, Task
 from service.video import Sampling
 from ttmodels.activations import ACTIVATIONS
+from ttmodels.backbone import SCALING, Features, feature_shape
 from ttmodels.modes import check_modes
 from ttmodels.tensor_train import TTShape
 
@@ -27,15 +28,16 @@ POOLINGS = ("last", "mean")
 SCHEDULES = ("cosine", "linear", "constant", "plateau")
 CLASS_WEIGHTS = ("none", "balanced")
 PRECISIONS = ("fp32", "bf16", "fp16")
+BACKBONES = ("", "efficientnet-lite0")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A ClipClassifier: what a clip is, the TT recurrence, the classes.
+    """A ClipClassifier: what a clip is, perhaps a backbone, the TT recurrence, the classes.
 
     Raises:
-        ValueError: modes that do not multiply to the frame, an unknown cell, an option that the cell does not have,
-            fewer than two labels.
+        ValueError: modes that do not multiply to the frame or its features, an unknown cell, an option that the cell
+            does not have, fewer than two labels.
     """
 
     labels: tuple[str, ...]
@@ -66,14 +68,26 @@ class ModelConfig:
         0.0, "share of the hidden units that the hidden product does not see, in training, one choice a clip"
     )
     kernel_l2: float = _option(0.0, "penalty on the squared norm of the input-to-hidden matrix, in training")
+    backbone: str = _option(
+        "", "a network trained on ImageNet, whose features of a frame are read in the place of its pixels", BACKBONES
+    )
+    backbone_features: Literal["pooled", "map"] = _option(
+        "pooled", "of a backbone: the means of its last map, or the whole of it", get_args(Features)
+    )
     sampling: Sampling = field(default_factory=Sampling)
     scaling: Scaling = field(default_factory=Scaling)
 
     def __post_init__(self) -> None:
-        shape = TTShape(self.input_modes, self.output_modes, self.tt_ranks)
-        height, width = self.sampling.height, self.sampling.width
-        check_modes(shape.input_modes, height * width * 3, f"input_modes for {width}x{height} RGB")
         _check_choices(self)
+        shape = TTShape(self.input_modes, self.output_modes, self.tt_ranks)
+        what = f"{self.sampling.width}x{self.sampling.height} RGB"
+        if self.backbone:
+            what = f"the {self.backbone_features} features of {what}"
+        check_modes(shape.input_modes, self.input_size, f"input_modes for {what}")
+        if self.backbone and self.scaling != SCALING:
+            raise ValueError(f"scaling: expected that of {self.backbone}, {SCALING!r}, got {self.scaling!r}")
+        if not self.backbone and self.backbone_features != "pooled":
+            raise ValueError(f"backbone_features: expected a backbone beside {self.backbone_features!r}, got none")
         if self.num_layers < 1:
             raise ValueError(f"expected a num_layers of at least 1, got {self.num_layers}")
         if self.cell == "rnn" and self.recurrent_activation != "sigmoid":
@@ -85,6 +99,12 @@ class ModelConfig:
         _check_shares(self, "dropout", "recurrent_dropout")
         if not 0 <= self.kernel_l2 < math.inf:
             raise ValueError(f"expected a kernel_l2 of at least 0, got {self.kernel_l2}")
+
+    @property
+    def input_size(self) -> int:
+        """Values that the recurrence reads of a frame."""
+        height, width = self.sampling.height, self.sampling.width
+        return math.prod(feature_shape(height, width, self.backbone_features)) if self.backbone else height * width * 3
 
     @property
     def hidden_size(self) -> int:
@@ -181,6 +201,9 @@ class TrainConfig:
     contrast: float = _option(0.0, "their contrast by up to this")
     saturation: float = _option(0.0, "their saturation by up to this")
     erase: float = _option(0.0, "share of training clips in which a box is of one colour")
+    views: int = _option(
+        4, "with a backbone: versions of each training clip, as it is and changed, of which an epoch sees one"
+    )
     seed: int = _option(0, "of the split, the first weights, the order and the changes of the clips")
 
     def __post_init__(self) -> None:
@@ -192,6 +215,8 @@ class TrainConfig:
             )
         if self.epochs < 1 or self.batch_size < 1:
             raise ValueError(f"expected positive epochs and batch_size, got {self.epochs} and {self.batch_size}")
+        if self.views < 1:
+            raise ValueError(f"expected at least one of views, got {self.views}")
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"expected a positive learning_rate, got {self.learning_rate}")
         if not self.clip_norm > 0:

@@ -37,6 +37,7 @@ from ttmodels.classifier import ClipClassifier
 from ttmodels.config import ModelConfig
 from ttmodels.data.clips import read_clips
 from ttmodels.data.decoded import CACHE_BYTES, DecodedClips, unreadable_clips
+from ttmodels.data.features import FeatureClips
 from ttmodels.data.split import fold_of
 from ttmodels.predictions import SCORES, Predictions
 
@@ -48,7 +49,7 @@ class Figures(Metrics):
     """Of the checkpoint; None in files by versions that did not say."""
 
 
-def predict(model: ClipClassifier, data: DecodedClips, title: str, batch_size: int = 64) -> Predictions:
+def predict(model: ClipClassifier, data: DecodedClips | FeatureClips, title: str, batch_size: int = 64) -> Predictions:
     """What the model says of every clip, in their order; a bar called `title` tells how far it is."""
     device = next(model.parameters()).device
 
@@ -75,7 +76,7 @@ def predict_in_onnx(session: Session, data: DecodedClips, title: str, batch_size
 
 
 def _logits_of(
-    data: DecodedClips, logits: Callable[[np.ndarray], np.ndarray], title: str, batch_size: int
+    data: DecodedClips | FeatureClips, logits: Callable[[np.ndarray], np.ndarray], title: str, batch_size: int
 ) -> np.ndarray:
     num_batches = -(-len(data) // batch_size)
     said = [np.zeros((0, len(data.clips.labels)), np.float32)]

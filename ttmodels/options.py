@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from service.cores import usable_cores
+from service.manifest import Scaling
 from service.video import Sampling
+from ttmodels.backbone import FRAME_SIZE, SCALING, feature_modes
 from ttmodels.checkpoint import Checkpoint
 from ttmodels.commandline import positive
 from ttmodels.config import ModelConfig, TrainConfig
@@ -75,8 +77,8 @@ def make_parser(description: str) -> argparse.ArgumentParser:
         "frames from the start of a window to that of the next, of --policy windows",
         type=int,
     )
-    add(model, "width", sampling.width, "of these frames, in pixels")
-    add(model, "height", sampling.height, "of these frames, in pixels")
+    add(model, "width", sampling.width, f"of these frames, in pixels; with a backbone {FRAME_SIZE}")
+    add(model, "height", sampling.height, f"of these frames, in pixels; with a backbone {FRAME_SIZE}")
     add(model, "resize_filter", sampling.resize_filter, "how they are made smaller", choices=_choices("resize_filter"))
     add(model, "hidden", HIDDEN_SIZE, "units of the recurrence")
     add(model, "rank", RANK, "inner TT-rank")
@@ -103,8 +105,12 @@ def options_given(options: argparse.Namespace) -> dict[str, Any]:
 
 def new_run(labels: tuple[str, ...], given: dict[str, Any]) -> tuple[ModelConfig, TrainConfig]:
     """The configurations that the options given ask for."""
-    sampling = Sampling(**_named(Sampling.model_fields, given))
-    input_modes = tuple(given.get("input_modes") or frame_modes(sampling.height, sampling.width))
+    has_backbone = bool(given.get("backbone"))
+    square = {"height": FRAME_SIZE, "width": FRAME_SIZE} if has_backbone else {}
+    sampling = Sampling(**square | _named(Sampling.model_fields, given))
+    size = sampling.height, sampling.width
+    modes = feature_modes(*size, given.get("backbone_features", "pooled")) if has_backbone else frame_modes(*size)
+    input_modes = tuple(given.get("input_modes") or modes)
     output_modes = tuple(
         given.get("output_modes") or reversed(balanced_modes(given.get("hidden", HIDDEN_SIZE), len(input_modes)))
     )
@@ -115,6 +121,7 @@ def new_run(labels: tuple[str, ...], given: dict[str, Any]) -> tuple[ModelConfig
         output_modes=output_modes,
         tt_ranks=TTShape.make(input_modes, output_modes, given.get("rank", RANK)).tt_ranks,
         sampling=sampling,
+        scaling=SCALING if has_backbone else Scaling(),
         **_named(_options(ModelConfig), given),
     )
     return model_config, TrainConfig(**_named(_options(TrainConfig), given))

@@ -24,6 +24,7 @@ def model_summary(model: ClipClassifier) -> str:
     lines = [
         f"classes          {len(config.labels)}: {', '.join(config.labels)}",
         f"sampling         {sampling.num_frames} frames of {sampling.width}x{sampling.height}, {_policy(sampling)}",
+        *_backbone(model),
         f"TT-{config.cell.upper():<13} {shape.input_modes} -> {shape.output_modes}, ranks {shape.tt_ranks}",
         f"reads            {'what changes from frame to frame' if config.difference else 'frames'}",
         f"layers           {config.num_layers}, {'both directions' if config.bidirectional else 'forward'}",
@@ -54,6 +55,14 @@ def run_summary(
             f"computed         in {config.precision} on {team.device}" + f", {team.size} processes" * (team.size > 1),
         ]
     )
+
+
+def _backbone(model: ClipClassifier) -> list[str]:
+    if model.backbone is None:
+        return []
+    config = model.config
+    return [f"backbone         {config.backbone}, frozen, {model.backbone.num_weights:,} weights; its "
+            f"{config.backbone_features} features, {config.input_size:,} a frame, are kept in the cache"]  # fmt: skip
 
 
 def _policy(sampling: Sampling) -> str:

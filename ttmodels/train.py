@@ -46,6 +46,7 @@ from ttmodels.config import ModelConfig, TrainConfig
 from ttmodels.data.augment import Augmentation
 from ttmodels.data.clips import read_clips
 from ttmodels.data.decoded import CACHE_BYTES, Batch, DecodedClips, unreadable_clips
+from ttmodels.data.features import FeatureClips
 from ttmodels.data.report import data_report
 from ttmodels.data.split import split_clips
 from ttmodels.distributed import Team, joined
@@ -107,10 +108,22 @@ def train(
         decoded = DecodedClips(
             clips, model_config.sampling, cache, max_bytes=cache_bytes, candidates=augment.candidates, change=augment
         )
-    train_data, valid_data, test_data = (decoded.take(part) for part in split)
-    parts = {"train": train_data, "valid": valid_data, "test": test_data}
+    parts = {name: decoded.take(part) for name, part in split._asdict().items()}
     for line in unreadable_clips(decoded):
         print(line, file=sys.stderr)
+    source: DecodedClips | FeatureClips = decoded
+    if model.backbone is not None:
+        with team.first_before_others():
+            source = FeatureClips(
+                decoded,
+                model.backbone,
+                cache,
+                max_bytes=cache_bytes,
+                varied=split.train,
+                num_views=config.views if augment.changes else 1,
+                change_name=f"{augment} {config.mirror_horizontal} {config.mirror_vertical}",
+            )
+    train_data, valid_data, test_data = (source.take(part) for part in split)
     if not (len(train_data) and len(valid_data)):
         raise ValueError(f"{data}: {len(train_data)} clips to train on and {len(valid_data)} to choose by can be read")
     num_clips = {name: len(part) for name, part in parts.items() if len(part)}
@@ -118,6 +131,8 @@ def train(
         print(f"warning: the run to resume had {progress.num_clips} clips, and now there are {num_clips}: some that "
               "choose the best epoch may have been trained on", file=sys.stderr)  # fmt: skip
     progress.num_clips = num_clips
+    if saved is None and isinstance(train_data, FeatureClips):
+        model.standardise_by(*train_data.statistics())
     report = data_report(parts, decoded.unreadable, config.seed)
     if team.first:
         out.mkdir(parents=True, exist_ok=True)

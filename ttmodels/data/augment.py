@@ -81,6 +81,11 @@ class Augmentation:
         """Frames to choose from, for each one of a clip."""
         return CANDIDATES if self.time_jitter else 1
 
+    @property
+    def changes(self) -> bool:
+        """Whether it changes anything."""
+        return str(self) != "none"
+
     def __call__(self, clip: np.ndarray, target: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """A changed copy.
 

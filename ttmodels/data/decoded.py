@@ -89,16 +89,17 @@ class DecodedClips:
         change: Change | None = None,
     ) -> None:
         cache.mkdir(parents=True, exist_ok=True)
-        self._shape, self._num_workers, self._change = sampling.clip_shape, num_workers, change
+        self.shape, self._num_workers, self._change = sampling.clip_shape, num_workers, change
         sampling, self._served = _denser(sampling, candidates)
         self._sampling = sampling
         there = [i for i, path in enumerate(clips.paths) if path.is_file()]
         self.unreadable = {path: "expected a file, found none" for path in clips.paths if not path.is_file()}
         clip_bytes = math.prod(sampling.clip_shape) + _FACTS_BYTES
         room = max_bytes // clip_bytes
-        files = {i: cache / _name(clips.paths[i], sampling) if n < room else None for n, i in enumerate(there)}
+        names = {i: _name(clips.paths[i], sampling) for i in there}
+        files = {i: cache / names[i] if n < room else None for n, i in enumerate(there)}
         wanted = {file for file in files.values() if file}
-        _make_room(cache, wanted, max_bytes - len(wanted) * clip_bytes)
+        make_room(cache, wanted, max_bytes - len(wanted) * clip_bytes)
         facts = {i: known for i, file in files.items() if file and (known := _read_facts(file, sampling))}
 
         jobs = {i: (clips.paths[i], files[i]) for i in there if i not in facts}
@@ -111,6 +112,8 @@ class DecodedClips:
         readable = sorted(facts)
         self.clips = clips.take(readable)
         self.facts = tuple(facts[i] for i in readable)
+        self.names = tuple(names[i] for i in readable)
+        """Of their files, whether there is room for them or not."""
         self._files = tuple(files[i] for i in readable)
         self._rows = {index: row for row, index in enumerate(readable)}
 
@@ -118,15 +121,25 @@ class DecodedClips:
         return len(self.clips)
 
     @property
+    def files(self) -> list[Path]:
+        """Of the clips for which there was room."""
+        return [file for file in self._files if file is not None]
+
+    @property
     def num_cached(self) -> int:
-        return sum(file is not None for file in self._files)
+        return len(self.files)
+
+    def rows(self, indices: Sequence[int]) -> list[int]:
+        """Where the clips at these places of the list that was given are now, but for those that could not be read."""
+        return [self._rows[i] for i in indices if i in self._rows]
 
     def take(self, indices: Sequence[int]) -> DecodedClips:
         """The clips at these places of the list that was given, but for those that could not be read."""
-        rows = [self._rows[i] for i in indices if i in self._rows]
+        rows = self.rows(indices)
         part = copy.copy(self)
         part.clips = self.clips.take(rows)
         part.facts = tuple(self.facts[row] for row in rows)
+        part.names = tuple(self.names[row] for row in rows)
         part._files = tuple(self._files[row] for row in rows)
         part._rows = {i: row for row, i in enumerate(i for i in indices if i in self._rows)}
         return part
@@ -134,8 +147,12 @@ class DecodedClips:
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """Each clip once, in order, its frames those that serving sees."""
         every = np.arange(len(self))
-        for rows, clips in self._read(every[i : i + batch_size] for i in range(0, len(self), batch_size)):
-            frames = np.empty((len(rows), *self._shape), np.uint8)
+        return self.plain(every[i : i + batch_size] for i in range(0, len(self), batch_size))
+
+    def plain(self, batches: Iterable[np.ndarray]) -> Iterator[Batch]:
+        """The clips of these rows, batch by batch, alike."""
+        for rows, clips in self._read(batches):
+            frames = np.empty((len(rows), *self.shape), np.uint8)
             for place, clip in enumerate(clips):
                 frames[place] = clip[self._served]
             yield frames, self.clips.targets[rows]
@@ -144,7 +161,7 @@ class DecodedClips:
         """The clips of these rows, batch by batch, each changed by what `seed` and its row draw, whatever the batch."""
         assert self._change is not None
         for rows, clips in self._read(batches):
-            frames, targets = np.empty((len(rows), *self._shape), np.uint8), self.clips.targets[rows]
+            frames, targets = np.empty((len(rows), *self.shape), np.uint8), self.clips.targets[rows]
             for place, (row, clip) in enumerate(zip(rows, clips, strict=True)):
                 rng = np.random.default_rng((*seed, row))
                 frames[place], targets[place] = self._change(clip, targets[place], rng)
@@ -183,8 +200,9 @@ def _name(path: Path, sampling: Sampling) -> str:
     return f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.clip"
 
 
-def _make_room(cache: Path, wanted: set[Path], spare_bytes: int) -> None:
-    """Delete files that are not wanted, those not used for longest first, until they take no more than is spare."""
+def make_room(cache: Path, wanted: set[Path], spare_bytes: int) -> None:
+    """Delete files of a cache folder that are not wanted, those not used for longest first, until they take no more
+    than is spare."""
     for file in wanted:
         with suppress(FileNotFoundError):
             os.utime(file)
