@@ -20,7 +20,8 @@ from exporters.inspect import assignment
 from service.engine.provider import CUDA, cuda_fault
 
 _TAKEN = frozenset(
-    "Add Cast Concat DequantizeLinear Div Elu Erf Exp Expand Gather GatherND Gelu Gemm Greater HardSigmoid "
+    "Add Cast Clip Concat Conv DequantizeLinear Div Elu Erf Exp Expand Gather GatherND Gelu Gemm "
+    "GlobalAveragePool Greater HardSigmoid "
     "Identity Less MatMul Max Mul Neg Range Reciprocal ReduceSum Relu Reshape Scan Selu Shape Sigmoid Slice "
     "Softplus Softsign Split Squeeze Sub Tanh Transpose Unsqueeze Where".split()
 )

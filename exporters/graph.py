@@ -1,7 +1,7 @@
 """The graph of a ClipClassifier: uint8 frames and lengths in, logits out. Batch and time are dynamic.
 
-frames -> projection -> recurrence, layer after layer -> head -> logits. Inside, time is the first axis, as ONNX's
-recurrences have it.
+frames (-> backbone) -> projection -> recurrence, layer after layer -> head -> logits. Inside, time is the first axis,
+as ONNX's recurrences have it.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from exporters import projection, recurrence, states
+from exporters import backbone, projection, recurrence, states
 from exporters.builder import Builder, named, tensor
+from exporters.int8_backbone import Step
 from exporters.onnx_file import finished
 from exporters.projection import Reading
 from exporters.quantize import Precision
@@ -30,11 +31,16 @@ def build(
     precision: Precision = "fp32",
     target: Target = "cpu",
     streaming: bool = False,
+    backbone_steps: Mapping[str, Step] | None = None,
 ) -> ir.Model:
     """The model's graph with its train contracted by `plan`; weights are copied from the model as they are now.
 
     A streaming graph takes a clip in pieces: it takes and gives `states.of(model)` too, and its lengths may be 0. Its
     logits are those of all that came so far.
+
+    Args:
+        precision: of what reads the pixels: the train, or a backbone; behind one the train is in fp32.
+        backbone_steps: by `int8_backbone.calibrate`, for a backbone in int8.
 
     Raises:
         ValueError: a bidirectional model that is to stream.
@@ -51,7 +57,10 @@ def build(
     reading = Reading(plan, precision, by_clip)
     steps = Steps(lengths, _present(graph, frames, lengths))
     initial = states.by_cell(graph, given, config.num_layers) if streaming else None
-    outputs, finals, new = _recur(graph, model, reading, frames, steps, initial, given, target)
+    read = frames
+    if model.backbone is not None:
+        read = backbone.emit(graph, model, frames, backbone_steps if precision == "int8" else None)
+    outputs, finals, new = _recur(graph, model, reading, read, steps, initial, given, target)
     step_logits, last = _head(graph, model, outputs, finals, lengths)
     over_time = graph.op("Transpose", graph.op("Where", steps.present, step_logits, last), perm=[1, 0, 2])
     new |= states.of_cells(graph, finals) if streaming else {}
@@ -82,7 +91,7 @@ def _recur(
     graph: Builder,
     model: ClipClassifier,
     reading: Reading,
-    frames: ir.Value,
+    read: ir.Value,
     steps: Steps,
     initial: Sequence[States] | None,
     given: Mapping[str, ir.Value],
@@ -97,9 +106,11 @@ def _recur(
         name = f"rnn.cells.{index}"
         layer, direction = divmod(index, directions)
         if layer == 0:
-            gates = projection.emit_pixels(
-                graph, cell.projection, reading, frames, model.pixel_scale, model.pixel_shift, f"{name}.projection"
-            )
+            train, what = cell.projection, f"{name}.projection"
+            if model.backbone is None:
+                gates = projection.emit_pixels(graph, train, reading, read, model.pixel_scale, model.pixel_shift, what)
+            else:
+                gates = projection.emit(graph, train, reading.plan, read, what)
             value = graph.op("Transpose", gates, perm=[1, 0, 2])
             if model.config.difference:
                 value, new = _changes(graph, cell.projection, value, steps, given)

@@ -64,12 +64,23 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         f"{NOISE - 1:.0%} of the fastest, which is noise, it is the cost model's first.",
     ).add_argument
     speed("--target", choices=get_args(Target), default="cpu", help="what the file is to run on (cpu)")
-    speed("--precision", choices=get_args(Precision), default="fp32", help="of the frames' projection (fp32)")
+    speed(
+        "--precision",
+        choices=get_args(Precision),
+        default="fp32",
+        help="of the frames' projection, or of the backbone (fp32)",
+    )
     speed("--no-tune", action="store_true", help="choose the plan by the cost model alone, and measure none")
     near = made.add_argument_group(
         "how near a lower precision is to fp32", "Past a bound there is no file, and the exit code is 1."
     ).add_argument
     near("--evaluate", type=Path, metavar="DATA", help="clips to compare on, FOLDER/LABEL/CLIP or a list (made ones)")
+    near(
+        "--calibrate",
+        type=Path,
+        metavar="DATA",
+        help="clips by which the numbers of a backbone in int8 are chosen, as those trained on (those of --evaluate)",
+    )
     near("--cache", type=Path, help="folder for these clips decoded, kept (a temporary one)")
     for name, meaning in (
         ("min_agreement", "share of clips with fp32's label, of labels told as by fp32 where a clip has several"),
@@ -86,13 +97,15 @@ def check(options: argparse.Namespace) -> None:
     Raises:
         ValueError: an output that is an input, an empty name, or an option that would change nothing; names it.
     """
-    check_output("-o", options.out, options.checkpoint, *options.metrics, options.evaluate)
+    check_output("-o", options.out, options.checkpoint, *options.metrics, options.evaluate, options.calibrate)
     for name in ("name", "version"):
         if getattr(options, name) == "":
             raise ValueError(f"{_option(name)}: expected a {name}, got an empty one")
     for name in ("cache", "max_accuracy_loss"):
         if getattr(options, name) is not None and options.evaluate is None:
             raise ValueError(f"{_option(name)}: expected --evaluate FOLDER beside it, got none")
+    if options.calibrate is not None and options.precision != "int8":
+        raise ValueError(f"--calibrate: expected --precision int8, got {options.precision}, which it does not change")
     for name in _given_bounds(options):
         if options.precision == "fp32":
             raise ValueError(f"{_option(name)}: expected --precision fp16 or int8, got fp32, which changes nothing")
@@ -102,15 +115,19 @@ def check_network(options: argparse.Namespace, saved: Checkpoint | MLPCheckpoint
     """Pass options that are for the checkpoint's network.
 
     Raises:
-        ValueError: one that is for models of clips, and the checkpoint is of an MLPClassifier.
+        ValueError: one that is for models of clips, and the checkpoint is of an MLPClassifier; or for models with a
+            backbone.
     """
     if isinstance(saved, Checkpoint):
+        if options.calibrate is not None and not saved.model_config.backbone:
+            raise ValueError(f"--calibrate: is for models with a backbone, and {options.checkpoint} has none")
         return
     for name, without in (
         ("precision", "fp32"),
         ("target", "cpu"),
         ("streaming", False),
         ("evaluate", None),
+        ("calibrate", None),
         ("no_tune", False),
     ):
         if getattr(options, name) != without:

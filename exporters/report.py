@@ -13,11 +13,13 @@ def report(manifest: Manifest, path: Path) -> str:
     """Lines of name and value, from the file's own manifest."""
     a, c, s = manifest.architecture, manifest.contraction, manifest.sampling
     saved = a.compression
-    weights = "" if manifest.precision == "fp32" else f" with the weights as rounded to {manifest.precision}"
+    what = "numbers" if a.backbone else "weights"
+    weights = "" if manifest.precision == "fp32" else f" with the {what} as rounded to {manifest.precision}"
     lines = [
         f"wrote       {path}, {path.stat().st_size / 1024:,.0f} KiB, opset {manifest.opset}, {manifest.precision}",
         f"model       {manifest.name} version {manifest.version}, {len(manifest.labels)} classes",
         f"clip        {s.num_frames} frames of {s.width}x{s.height}, {s.policy} in time",
+        *([f"backbone    {a.backbone}, {a.backbone_weights:,} weights, {a.backbone_features}"] if a.backbone else []),
         f"TT-{a.cell.upper():<8} {a.input_modes} -> {a.output_modes}, ranks {a.tt_ranks}",
         f"reads       {'what changes from frame to frame' if a.difference else 'frames'}",
         f"layers      {a.num_layers}, {'both directions' if a.bidirectional else 'forward'}",

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,9 @@ if __name__ == "__main__":  # before the imports that need them
 
 import onnx_ir as ir
 
-from exporters import cuda, metrics, mlp, options, quantize, states, tune
+from exporters import cuda, int8_backbone, metrics, mlp, options, quantize, states, tune
 from exporters.graph import build
+from exporters.int8_backbone import Step
 from exporters.onnx_file import OPSET, serialize, write
 from exporters.precision import Bounds, PrecisionError, check_bounds, compare
 from exporters.quantize import Precision
@@ -37,6 +38,7 @@ from service import __version__
 from service.engine.provider import cuda_fault
 from service.manifest import Architecture, Contraction, DataSet, Manifest, Metrics
 from ttmodels import checkpoint, contraction
+from ttmodels.backbone import SHA256
 from ttmodels.checkpoint import Checkpoint, MLPCheckpoint
 from ttmodels.classifier import ClipClassifier
 from ttmodels.contraction import Plan
@@ -59,6 +61,7 @@ def export(
     streaming: bool = False,
     measure: bool = True,
     clips: DecodedClips | None = None,
+    calibrate_on: DecodedClips | None = None,
     bounds: Bounds | None = None,
     tolerance: float | None = None,
 ) -> Manifest:
@@ -71,6 +74,7 @@ def export(
         streaming: a graph that takes a clip in pieces.
         measure: choose among the cost model's best plans by their times in ONNX Runtime.
         clips: labelled ones to compare the precision with fp32 on; made ones without them.
+        calibrate_on: clips by which a backbone's steps are chosen at int8; those of `clips` without them.
         bounds: on that comparison.
         tolerance: of parity; by the precision without it.
 
@@ -83,9 +87,10 @@ def export(
     if precision == "int8" and target == "cuda":
         raise ValueError("--precision int8: expected --target cpu, got cuda, whose MatMulInteger takes no uint8 pixels")
     model = saved.model()
+    steps = _backbone_steps(model, precision, calibrate_on or clips)
 
     def graph_of(plan: Plan, precision: Precision = precision) -> ir.Model:
-        return build(model, plan, precision=precision, target=target, streaming=streaming)
+        return build(model, plan, precision=precision, target=target, streaming=streaming, backbone_steps=steps)
 
     if plan is None:
         chosen = _choose(model, lambda plan: serialize(graph_of(plan)), precision, target, measure=measure)
@@ -98,7 +103,7 @@ def export(
         cuda.check(data)
     carried = states.of(model) if streaming else ()
     parity = verify(
-        model if precision == "fp32" else quantize.rounded(model, plan, precision),
+        _rounded(model, plan, precision, steps),
         data,
         tolerance=TOLERANCES[precision] if tolerance is None else tolerance,
         source=path,
@@ -133,12 +138,39 @@ def export(
     return manifest
 
 
+def _backbone_steps(
+    model: ClipClassifier, precision: Precision, clips: DecodedClips | None
+) -> Mapping[str, Step] | None:
+    """Of a backbone that is to be in int8."""
+    if model.backbone is None or precision == "fp32":
+        return None
+    if precision == "fp16":
+        raise ValueError("--precision fp16: expected fp32 or int8 of a model with a backbone")
+    if clips is None:
+        raise ValueError(
+            "--precision int8: the numbers of a backbone are chosen by what it makes of clips: expected "
+            "--calibrate DATA or --evaluate DATA, got neither"
+        )
+    return int8_backbone.calibrate(model.backbone, (frames[0] for frames, _ in clips.batches(1)))
+
+
+def _rounded(
+    model: ClipClassifier, plan: Plan, precision: Precision, steps: Mapping[str, Step] | None
+) -> ClipClassifier:
+    """With the weights and numbers of the file."""
+    if precision == "fp32":
+        return model
+    return quantize.rounded(model, plan, precision) if steps is None else int8_backbone.rounded(model, steps)
+
+
 def _choose(
     model: ClipClassifier, graph_of: Callable[[Plan], bytes], precision: Precision, target: Target, *, measure: bool
 ) -> Contraction:
     """The plan for a clip of the model's length on `target`."""
     plans = tune.by_cost(model, precision, target)
     fault = cuda_fault() if target == "cuda" else None
+    if model.backbone is not None:
+        fault = "a backbone takes most of the time, and the same by every plan"
     if not measure or fault:
         return _contraction(model, plans[0], target, measured_on=f"not measured: {fault or 'not asked for'}")
     plan, times = tune.measured(graph_of, plans[: tune.NUM_MEASURED], model.config.sampling.clip_shape, target)
@@ -159,6 +191,8 @@ def _contraction(model: ClipClassifier, plan: Plan, target: Target, **measured: 
 
 def _architecture(model: ClipClassifier) -> Architecture:
     shared = {name: getattr(model.config, name) for name in Architecture.model_fields if hasattr(model.config, name)}
+    if model.backbone is not None:
+        shared |= {"backbone_weights": model.backbone.num_weights, "backbone_sha256": SHA256}
     return Architecture(**shared, num_parameters=model.num_parameters(), compression=model.compression())
 
 
@@ -182,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             of_mlp = mlp.export(saved, given.out, **about, tolerance=given.tolerance or TOLERANCES["fp32"])
             print(mlp.report(of_mlp, given.out))
             return 0
-        with _clips(given, saved) as clips:
+        with _clips(given.evaluate, given, saved) as clips, _clips(given.calibrate, given, saved, "train") as others:
             manifest = export(
                 saved,
                 given.out,
@@ -192,6 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 streaming=given.streaming,
                 measure=not given.no_tune,
                 clips=clips,
+                calibrate_on=others,
                 bounds=bounds,
                 tolerance=given.tolerance,
             )
@@ -202,12 +237,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _clips(given: argparse.Namespace, saved: Checkpoint) -> contextlib.AbstractContextManager[DecodedClips | None]:
-    """Those of --evaluate, decoded, for a block."""
-    if given.evaluate is None:
+def _clips(
+    data: Path | None, given: argparse.Namespace, saved: Checkpoint, split: str = "test"
+) -> contextlib.AbstractContextManager[DecodedClips | None]:
+    """Those of an option, decoded, for a block."""
+    if data is None:
         return contextlib.nullcontext()
     config = saved.model_config
-    return labelled_clips(given.evaluate, config.labels, config.sampling, given.cache, task=config.task)
+    return labelled_clips(data, config.labels, config.sampling, given.cache, task=config.task, split=split)
 
 
 if __name__ == "__main__":

@@ -34,12 +34,14 @@ NOISE = 1.03
 
 
 def by_cost(model: ClipClassifier, precision: Precision, target: Target) -> list[Plan]:
-    """All plans that the precision can take, for one clip, the best by the cost model first.
+    """All plans that the precision can take, for one clip, the best by the cost model first. Behind a backbone the
+    train is in fp32.
 
     Raises:
         ValueError: there is none.
     """
     shape = model.projection.shape
+    precision = precision if model.backbone is None else "fp32"
     dtype = torch.float16 if precision == "fp16" and target == "cuda" else torch.float32
     ranked = contraction.ranked_plans(
         shape, model.config.sampling.num_frames, dtype=dtype, device=target, merged_once=True

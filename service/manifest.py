@@ -51,8 +51,17 @@ class Compression(_Part):
 
 
 class Architecture(_Part):
-    """The network in the file: a TT-matrix from a frame to the gates, a recurrence, a linear head."""
+    """The network in the file: a TT-matrix from a frame, or from what a frozen backbone says of it, to the gates, a
+    recurrence, a linear head."""
 
+    backbone: str = ""
+    """What reads the frames; nothing where the TT-matrix does."""
+    backbone_features: Literal["pooled", "map"] = "pooled"
+    """What the TT-matrix reads of a backbone: the means of its last map by channel, or the whole of it."""
+    backbone_weights: int = 0
+    """How many it has."""
+    backbone_sha256: str = ""
+    """Of the file that they are from."""
     cell: Literal["rnn", "gru", "lstm"]
     """The kind of recurrence."""
     num_layers: int = 1
@@ -70,7 +79,7 @@ class Architecture(_Part):
     recurrent_ranks: tuple[int, ...] = ()
     """Inner TT-ranks of the hidden-to-hidden matrix, one for all or each; it is dense without them."""
     input_modes: tuple[int, ...]
-    """Factors of the frame's size, one a core."""
+    """Factors of the size of a frame or of its features, one a core."""
     output_modes: tuple[int, ...]
     """Factors of the gates' size, one a core."""
     tt_ranks: tuple[int, ...]
@@ -78,7 +87,7 @@ class Architecture(_Part):
     hidden_size: int
     """Units of the recurrence."""
     num_parameters: int
-    """Of the whole model."""
+    """Of all that was trained."""
     compression: Compression
 
 
@@ -140,8 +149,9 @@ class State(_Part):
 
 class Parity(_Part):
     """Largest absolute difference of logits to the model in torch, over sizes that the export never saw. The model has
-    the file's own weights: the trained ones at fp32, those as rounded at int8 and fp16. What the rounding itself
-    changes is in the `precision_report`."""
+    the file's own weights: the trained ones at fp32, those as rounded at int8 and fp16; of a backbone in int8 also what
+    lies between its convolutions is rounded as in the file. What the rounding itself changes is in the
+    `precision_report`."""
 
     max_abs_error: float
     """The largest difference found."""
@@ -292,7 +302,7 @@ class Manifest(ModelFile):
     logits are then those of all that came so far. Batch and time are at least 1; a clip of which nothing came has the
     length 0."""
     precision: Literal["fp32", "fp16", "int8"] = "fp32"
-    """The numbers that the frames are projected with; what follows is fp32."""
+    """The numbers that the frames are projected with, or that the backbone computes with; what follows is fp32."""
     precision_report: PrecisionReport | None = None
     """How far that is from fp32; None where it is fp32."""
 

@@ -40,6 +40,8 @@ STRIDE = 32
 """Pixels from one place of the last map to the next."""
 NUM_CHANNELS = 1280
 """Of the last map."""
+FEATURE_MAX = 6.0
+"""Of any of its values; the least is 0."""
 FRAMES_AT_ONCE = 32
 """Bounds the memory that the first maps take: 100 MB of frames of 160x160."""
 
