@@ -9,6 +9,11 @@ from typing import ClassVar
 
 from ttmodels.experiments.video import Row, Tree, VideoExperiment, dense
 
+BACKBONE = (
+    "--backbone efficientnet-lite0 --backbone-features map --difference --width 160 --height 160 --dropout 0.5 "
+    "--learning-rate 3e-3 --weight-decay 0.01 --epochs 20"
+)
+
 
 class Fights(VideoExperiment):
     name = data_set = "fights"
@@ -17,7 +22,17 @@ class Fights(VideoExperiment):
         "path, label, group (the source video) and fold"
     )
     num_labels = 2
-    about = "300 clips of 46 source videos; five folds of whole videos."
+    about = (
+        "300 clips of about 2 s, 150 a class, of 46 source videos; five folds of whole videos. The column metadata "
+        "only is a forest that sees a clip's size, length and rate alone. All models see 16 frames spread over the "
+        "clip, squeezed to 32x32 pixels, or to 160x160 before the backbone, the map of whose last layer (5x5x1,280) "
+        "is read; a recurrence of 64 units, its projection a TT-matrix of rank 4 (8 of the map) or a plain one, reads "
+        "what changes from each frame to the next. In the row (frames) it reads the frames themselves. A fifth of the "
+        "clips to train on are held back, in whole videos, to choose the epoch by. The options were chosen on a TT- "
+        "GRU of seed 0 by the held-back clips of all five folds, with the test figures in sight. Their accuracy at "
+        "the best epoch and at the last: frames .61 and .56, varied .63 and .57; differences .71 and .67, varied .70 "
+        "and .67, with dropout and the steps' mean .76 and .74."
+    )
     source = "Akti et al. (IPTA 2019), about .72 on a split of their own"
     options = (
         "--width 32 --height 32 --pooling mean --dropout 0.3 --batch-size 16 --epochs 60 --valid-fraction 0.2 "
@@ -28,6 +43,8 @@ class Fights(VideoExperiment):
         "TT-GRU": Row("--cell gru --hidden 64 --rank 4 --difference"),
         "TT-LSTM": Row("--cell lstm --hidden 64 --rank 4 --difference"),
         "TT-GRU (frames)": Row("--cell gru --hidden 64 --rank 4"),
+        "backbone + GRU": Row(f"{dense('gru', 5 * 5 * 1280, 64)} {BACKBONE}"),
+        "backbone + TT-GRU": Row(f"--cell gru --hidden 64 --rank 8 {BACKBONE}"),
     }
 
     def made(self) -> Tree:

@@ -114,7 +114,13 @@ class VideoExperiment(Study):
         given = {**self._given(label), **run}
         if quick:
             num_modes = len(new_run(labels, given)[0].output_modes)
-            given |= {"hidden": 2**num_modes, "output_modes": (2,) * num_modes, "epochs": 2, "num_frames": 4}
+            given |= {
+                "hidden": 2**num_modes,
+                "output_modes": (2,) * num_modes,
+                "epochs": 2,
+                "num_frames": 4,
+                "views": 1,
+            }
         return new_run(labels, given)
 
     def _list(self, folder: Path | None, protocol: str, file: Path) -> Path:
