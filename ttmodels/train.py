@@ -8,8 +8,9 @@ labels, or none.
 
 OUT gets best.safetensors, of the epoch with the best validation accuracy (multi-label: mean average precision), among
 equal ones that with the lowest validation loss; last.safetensors, to resume from; config.json; data.json, with the
-clips of each class, leaks, files that could not be read and baselines; test.json, where there are test clips; and the
-decoded clips.
+clips of each class, leaks, files that could not be read and baselines; log.csv, with a line an epoch, and the same in
+tensorboard/; test.json, where there are test clips; report/index.html; and the decoded clips. At the end a temperature
+is fitted on validation, so that probabilities mean what they say, and put into best.safetensors.
 
 --resume goes on from OUT/last.safetensors with the configuration in it. Options need not be repeated. Those that are
 may not differ, but for --epochs, which may be raised: the rest of the run then follows the schedule of the new number.
@@ -31,7 +32,7 @@ from pathlib import Path
 from ttmodels.commandline import command, require
 
 if __name__ == "__main__":  # before the imports that need them
-    require("torch", "safetensors", "sklearn")
+    require("torch", "safetensors", "sklearn", "matplotlib", "tensorboardX")
 
 import numpy as np
 import torch
@@ -42,6 +43,7 @@ from ttmodels import checkpoint
 from ttmodels import config as configs
 from ttmodels.checkpoint import Checkpoint, Progress
 from ttmodels.classifier import ClipClassifier
+from ttmodels.conclusion import conclude
 from ttmodels.config import ModelConfig, TrainConfig
 from ttmodels.data.augment import Augmentation
 from ttmodels.data.clips import read_clips
@@ -50,8 +52,9 @@ from ttmodels.data.features import FeatureClips
 from ttmodels.data.report import data_report
 from ttmodels.data.split import split_clips
 from ttmodels.distributed import Team, joined
-from ttmodels.evaluate import Figures, label_table, predict
+from ttmodels.evaluate import predict
 from ttmodels.linear import penalty
+from ttmodels.logs import RunLog
 from ttmodels.losses import ClipLoss
 from ttmodels.options import make_parser, new_run, options_given, resumed_run
 from ttmodels.predictions import SCORES
@@ -137,16 +140,21 @@ def train(
     if team.first:
         out.mkdir(parents=True, exist_ok=True)
         if saved is None:
-            for path in (out / "best.safetensors", out / "last.safetensors", out / "test.json"):
-                path.unlink(missing_ok=True)  # of a run that this one takes the place of
+            for path in ("best.safetensors", "last.safetensors", "test.json", "report/index.html"):
+                (out / path).unlink(missing_ok=True)  # of a run that this one takes the place of
         (out / "config.json").write_text(_both_as_json(model_config, config))
         (out / "data.json").write_text(report.to_json())
     print(model_summary(model), run_summary(config, augment, decoded, clips.labels, team), report, sep="\n", flush=True)
 
+    log = RunLog(out) if team.first else None
+    if log is not None:
+        log.write(progress.history)
     measure = SCORES[model_config.task]
     clip_loss = ClipLoss.of(config, train_data.clips.targets, len(clips.labels), team.device)
     steps_per_epoch = -(-len(train_data) // config.batch_size)
     num_steps = config.epochs * steps_per_epoch
+    bar = tqdm(unit="batch", initial=progress.epoch * steps_per_epoch, total=num_steps, smoothing=0,
+               disable=None if team.first else True)  # fmt: skip
     while not ended(config, progress):
         started, epoch = time.perf_counter(), progress.epoch
         torch.manual_seed(config.seed * 1_000_003 + epoch + (team.rank << 48))
@@ -155,10 +163,9 @@ def train(
         valid_losses = [entry["valid_loss"] for entry in progress.history]
         network.train()
         train_loss = 0.0
-        title = f"epoch {epoch + 1}/{config.epochs}"
+        bar.set_description(f"epoch {epoch + 1}/{config.epochs}")
         coming = _read_ahead(train_data.varied(map(team.share, batches), (config.seed, epoch, 1)))
-        bar = tqdm(coming, title, steps_per_epoch, unit="batch", disable=None)
-        for step, (batch, read) in enumerate(zip(batches, bar, strict=True), epoch * steps_per_epoch):
+        for step, (batch, read) in enumerate(zip(batches, coming, strict=True), epoch * steps_per_epoch):
             frames, targets = (torch.from_numpy(part).to(team.device) for part in read)
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * schedule(config, step / num_steps, valid_losses)
@@ -172,7 +179,8 @@ def train(
             scaler.step(optimizer)
             scaler.update()
             train_loss += loss.item() * len(batch) / len(train_data)
-            bar.set_postfix(loss=f"{loss.item():.3f}")
+            bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+            bar.update()
 
         train_loss = team.sum(train_loss) / team.size
         valid = predict(model, valid_data, "valid") if team.first else None
@@ -183,34 +191,33 @@ def train(
                 "train_loss": train_loss,
                 "valid_loss": valid_loss,
                 "valid_score": score,
+                "learning_rate": optimizer.param_groups[0]["lr"],
                 "seconds": time.perf_counter() - started,
             }
         )
-        print(f"epoch {epoch + 1}: train loss {train_loss:.4f}, valid loss {valid_loss:.4f}, "
-              f"valid {measure} {score:.4f}", flush=True)  # fmt: skip
+        with bar.external_write_mode():
+            print(f"epoch {epoch + 1}: train loss {train_loss:.4f}, valid loss {valid_loss:.4f}, "
+                  f"valid {measure} {score:.4f}", flush=True)  # fmt: skip
         if (score, -valid_loss) > (progress.best_score, -progress.best_loss):
             progress.best_score, progress.best_loss, progress.best_epoch = score, valid_loss, epoch + 1
             if team.first:
                 checkpoint.save(out / "best.safetensors", model, config, progress)
-        if team.first:
+        if log is not None:
             checkpoint.save(out / "last.safetensors", model, config, progress, optimizer)
+            log.write(progress.history)
+    bar.close()
 
-    if not team.first:
+    if log is None:
         return progress.best_score
+    log.close()
     if progress.epoch < config.epochs:
         print(ended(config, progress))
-    best = checkpoint.load(out / "best.safetensors")
-    valid = predict(best.model(), valid_data, "valid")
-    print(f"best epoch {best.progress.best_epoch}: valid {measure} {valid.score:.4f} ({report.baselines('valid')}); "
-          f"{out / 'best.safetensors'}")  # fmt: skip
-    print(label_table(valid))
+    best = checkpoint.load(out / "best.safetensors").model().to(team.device)
+    said = {"valid": predict(best, valid_data, "valid")}
     if len(test_data):
-        test = predict(best.model(), test_data, "test")
-        figures = Figures(**dict(test.metrics("test")), checkpoint_sha256=best.sha256)
-        (out / "test.json").write_text(figures.model_dump_json())
-        print(f"test {measure} {test.score:.4f} ({report.baselines('test')})")
-        print(label_table(test))
-    return valid.score
+        said["test"] = predict(best, test_data, "test")
+    conclude(out, progress.history, said, parts, report)
+    return said["valid"].score
 
 
 def _read_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -236,7 +243,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.resume:
         saved = checkpoint.load(last)
         model_config, config = resumed_run(saved, given)
-        if why := ended(config, saved.progress):
+        why = ended(config, saved.progress)
+        if why and (options.out / "report" / "index.html").exists():
             done, measure = saved.progress, SCORES[model_config.task]
             print(f"nothing left to do: {why}{'' if done.epoch < config.epochs else ' (more with --epochs)'}; "
                   f"best epoch {done.best_epoch}: valid {measure} {done.best_score:.4f}; {best}")  # fmt: skip

@@ -150,7 +150,7 @@ def test_clips_of_several_labels_are_learned_each_label_by_itself(
     assert report["num_clips"] == {"train": 36, "valid": 12}
     assert "baselines, valid label frequencies 0.6667, metadata only" in printed
     assert "valid mean AP" in printed
-    assert [line.split()[:2] for line in printed.splitlines()[-3:]] == [["left", "6"], ["right", "6"], ["seen", "12"]]
+    assert [line.split()[:2] for line in printed.splitlines()[-5:-2]] == [["left", "6"], ["right", "6"], ["seen", "12"]]
     best = checkpoint.load(out / "best.safetensors")
     assert best.progress.best_score > 0.9
     assert best.model_config.task == "multi_label"
@@ -260,6 +260,10 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(
     assert timeless(checkpoint.load(tmp_path / "parts" / "best.safetensors")) == timeless(
         checkpoint.load(tmp_path / "whole" / "best.safetensors")
     )
+    logs = [(tmp_path / name / "log.csv").read_text().splitlines() for name in ("whole", "parts")]
+    every, again = ([line.rpartition(",")[0] for line in log] for log in logs)  # but the seconds
+    assert every == again
+    assert len(every) == 1 + 4
     assert bool(whole.progress.scaler) == (precision == "fp16")
     losses = [entry["valid_loss"] for entry in whole.progress.history]
     assert any(after >= before for before, after in itertools.pairwise(losses))  # a plateau was passed
@@ -292,6 +296,11 @@ def test_more_epochs_may_be_asked_of_a_finished_run(
     capsys.readouterr()
     assert bare(folder, tmp_path / "run", "--resume") == 0
     assert "nothing left to do: all 1 epochs are done" in capsys.readouterr().out
+    report = tmp_path / "run" / "report" / "index.html"
+    report.unlink()  # a run that broke off between its last epoch and its end
+    assert bare(folder, tmp_path / "run", "--resume") == 0
+    assert f"report {report}" in capsys.readouterr().out
+    assert report.exists()
     seen: list[float] = []
     monkeypatch.setattr(training, "schedule", lambda config, done, _: seen.append(done) or schedule(config, done, ()))
     assert bare(folder, tmp_path / "run", "--resume", "--epochs", "2") == 0

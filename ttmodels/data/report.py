@@ -46,10 +46,14 @@ class DataReport:
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2) + "\n"
 
+    @property
+    def most(self) -> str:
+        """What the baseline `majority` says."""
+        return "majority class" if self.task == "single_label" else "label frequencies"
+
     def baselines(self, part: str) -> str:
         """The figures that stand beside a result on this part."""
-        most = "majority class" if self.task == "single_label" else "label frequencies"
-        return f"{most} {self.majority[part]:.4f}, metadata only {self.metadata_only[part]:.4f}"
+        return f"{self.most} {self.majority[part]:.4f}, metadata only {self.metadata_only[part]:.4f}"
 
     def __str__(self) -> str:
         parts = list(self.counts)
