@@ -50,6 +50,10 @@ BOUND = 1e-6
 HALF = {"bfloat16": 0.05, "float16": 0.01}
 """Outputs of order 1 against float32: 8 and 11 significant bits, rounded at each of a few products and steps."""
 
+SHARED_OUT = 1e-5
+"""Losses of order 1, and weights, after some steps of one process and of two, which sum gradients in another order;
+the issue's own bound."""
+
 BROWSER = 1e-4
 """ONNX Runtime as WebAssembly against its native build, which sums in other orders; the issue's own bound."""
 

@@ -60,13 +60,19 @@ def command(main: Main) -> Callable[..., int]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what Python flushes at its end
             return BROKEN_PIPE
         except KeyboardInterrupt as interrupt:
-            print(f"\ninterrupted{''.join(f'; {hint}' for hint in interrupt.args)}", file=sys.stderr)
+            _say(f"\ninterrupted{''.join(f'; {hint}' for hint in interrupt.args)}")
             return INTERRUPTED
         except (ValueError, OSError) as error:
-            print(f"error: {plain(error)}", file=sys.stderr)
+            _say(f"error: {plain(error)}")
             return BAD_INPUT
 
     return guarded
+
+
+def _say(line: str) -> None:
+    """On standard error. Of processes that torchrun started, the first one speaks for all."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr)
 
 
 def plain(error: Exception) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -40,16 +40,25 @@ class Team:
         return batch[self.rank :: self.size]
 
     def network(self, model: nn.Module) -> nn.Module:
-        """The model with the first process' weights, whose gradients become the processes' mean."""
-        return DistributedDataParallel(model) if self.size > 1 else model
+        """The model with the first process' weights, whose gradients become the processes' mean. Its buffers stay equal
+        of themselves."""
+        return DistributedDataParallel(model, broadcast_buffers=False) if self.size > 1 else model
 
-    def told(self, value: T) -> T:
-        """What the first process has, to all."""
+    def of_first(self, make: Callable[[], T]) -> T:
+        """What the first process makes, for all of them; an error of it is one of all."""
         if self.size == 1:
-            return value
-        values = [value]
-        distributed.broadcast_object_list(values, device=torch.device(self.device))
-        return values[0]
+            return make()
+        made: list[Any] = [None]
+        if self.first:
+            try:
+                made = [make()]
+            except (ValueError, OSError) as error:
+                made = [error]
+        distributed.broadcast_object_list(made, device=torch.device(self.device))
+        if isinstance(made[0], Exception):
+            raise made[0]
+        result: T = made[0]
+        return result
 
     def sum(self, value: float) -> float:
         """That of all processes' values."""
@@ -58,15 +67,6 @@ class Team:
         total = torch.tensor(value, dtype=torch.float64, device=self.device)
         distributed.all_reduce(total)
         return float(total)
-
-    @contextmanager
-    def first_before_others(self) -> Iterator[None]:
-        """The others do what is in the block when the first has done it."""
-        if not self.first:
-            distributed.barrier()
-        yield
-        if self.first and self.size > 1:
-            distributed.barrier()
 
 
 @contextmanager
@@ -78,12 +78,10 @@ def joined(device: str | None) -> Iterator[Team]:
         device: of every process; cuda, which is the default where there is one, gives each one of its own.
 
     Raises:
-        ValueError: a device that is not there.
+        ValueError: a device that is not there, or fewer than processes.
     """
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if size > 1 and device == "cuda":
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -91,9 +89,15 @@ def joined(device: str | None) -> Iterator[Team]:
     if size == 1:
         yield Team(device)
         return
-    if device.startswith("cuda"):
+    if device != "cpu":
+        here, devices = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
+        if device != "cuda" or devices < here:
+            raise ValueError(
+                f"--device: expected cpu, or cuda with a device for each of {here} processes, got {device} of {devices}"
+            )
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
-    distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=_PATIENCE)
+    distributed.init_process_group("gloo" if device == "cpu" else "nccl", timeout=_PATIENCE)
     try:
         with ExitStack() as stack:
             if rank:

@@ -22,7 +22,6 @@ the steps of one (dropout aside, whose draws differ).
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -107,25 +106,27 @@ def train(
         scaler.load_state_dict(progress.scaler)
     network = team.network(model)
 
-    with team.first_before_others():  # who find in the cache what it decodes
-        decoded = DecodedClips(
+    decoded = team.of_first(
+        lambda: DecodedClips(
             clips, model_config.sampling, cache, max_bytes=cache_bytes, candidates=augment.candidates, change=augment
         )
+    )
     parts = {name: decoded.take(part) for name, part in split._asdict().items()}
     for line in unreadable_clips(decoded):
         print(line, file=sys.stderr)
     source: DecodedClips | FeatureClips = decoded
-    if model.backbone is not None:
-        with team.first_before_others():
-            source = FeatureClips(
+    if (backbone := model.backbone) is not None:
+        source = team.of_first(
+            lambda: FeatureClips(
                 decoded,
-                model.backbone,
+                backbone,
                 cache,
                 max_bytes=cache_bytes,
                 varied=split.train,
                 num_views=config.views if augment.changes else 1,
                 change_name=f"{augment} {config.mirror_horizontal} {config.mirror_vertical}",
             )
+        )
     train_data, valid_data, test_data = (source.take(part) for part in split)
     if not (len(train_data) and len(valid_data)):
         raise ValueError(f"{data}: {len(train_data)} clips to train on and {len(valid_data)} to choose by can be read")
@@ -136,7 +137,7 @@ def train(
     progress.num_clips = num_clips
     if saved is None and isinstance(train_data, FeatureClips):
         model.standardise_by(*train_data.statistics())
-    report = data_report(parts, decoded.unreadable, config.seed)
+    report = team.of_first(lambda: data_report(parts, decoded.unreadable, config.seed))
     if team.first:
         out.mkdir(parents=True, exist_ok=True)
         if saved is None:
@@ -183,8 +184,8 @@ def train(
             bar.update()
 
         train_loss = team.sum(train_loss) / team.size
-        valid = predict(model, valid_data, "valid") if team.first else None
-        valid_loss, score = team.told((valid.loss(), valid.score) if valid else (math.nan, math.nan))
+        valid = team.of_first(lambda: predict(model, valid_data, "valid"))
+        valid_loss, score = valid.loss(), valid.score
         progress.epoch, progress.scaler = epoch + 1, scaler.state_dict()
         progress.history.append(
             {

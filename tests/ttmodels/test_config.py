@@ -66,9 +66,15 @@ def test_a_model_that_does_not_fit_is_refused(changes: dict[str, object], messag
         {"weight_decay": -1.0},
         {"warmup": 5.0},
         {"clip_norm": 0.0},
+        {"patience": -1},
+        {"plateau_epochs": 0},
+        {"schedule": "sine"},
+        {"precision": "fp8"},
+        {"class_weights": "even"},
+        {"label_smoothing": 1.0},
         {"seed": -1},
     ],
 )
-def test_a_run_that_does_not_fit_is_refused(changes: dict[str, float]) -> None:
+def test_a_run_that_does_not_fit_is_refused(changes: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="expected"):
         TrainConfig(**changes)  # type: ignore[arg-type]

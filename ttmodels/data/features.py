@@ -110,7 +110,7 @@ class FeatureClips:
             with file.open("rb") as opened:
                 features[place] = np.fromfile(opened, np.float16, math.prod(self._shape)).reshape(self._shape)
                 targets.append(json.loads(opened.read()))
-        return features, np.array(targets, self.clips.targets.dtype)
+        return features, np.array(targets, self.clips.targets.dtype).reshape(len(files), *self.clips.targets.shape[1:])
 
     def _compute(self, backbone: Backbone) -> None:
         """What is not there yet."""
