@@ -44,14 +44,16 @@ class Seglearn(Experiment):
     about = (
         "The 140 series of ten subjects of the PyPI package seglearn, in segments of four seconds. Two subjects are "
         "tested, two are to stop by, six to train on: the seeds 0 to 4 test each subject once. A step has six values, "
-        "too few for a train, so 20 steps (0.4 s) are one input of 120 values, for all models: 4x5x6 -> 4x4x4, rank 4, "
-        "and 4x4x4 -> 4x4x4, rank 4, from hidden to hidden. The output is averaged over time, dropout .5. Training "
-        "segments are made louder or softer on each channel, with noise. The dense models are torch's."
+        "too few for a train, so 20 steps (0.4 s) are one input of 120 values, for all models: 4x5x6 -> 4x4x4, rank 8; "
+        "what is between hidden states is dense. The output is averaged over time, dropout .5. Training segments are "
+        "made louder or softer on each channel, with noise. The dense models are torch's. By validation of seeds 0 to "
+        "2, GRU .877, TT-GRU of rank 8 .871, of rank 4 .861, and .852 with a train of rank 4 between hidden states "
+        "too, which has 1,959 parameters."
     )
     source = "the study that the data are from has .889 by subject with a convolutional LSTM, on 20 subjects"
     published: ClassVar = dict.fromkeys(("GRU", "TT-GRU", "LSTM", "TT-LSTM"), "-")
-    fit = Fit(epochs=40, batch_size=32, learning_rate=3e-3, weight_decay=1e-2, patience=20)
-    ranks, recurrent_ranks, dropout = 4, 4, 0.5
+    fit = Fit(epochs=30, batch_size=32, learning_rate=3e-3, weight_decay=1e-2, patience=12)
+    rank, dropout = 8, 0.5
 
     def load(self, folder: Path | None, seed: int) -> Data:
         return self._parted(load_watch(folder or Path("data/seglearn")), seed)
@@ -80,7 +82,7 @@ class Seglearn(Experiment):
         return Data(split(fold > 1), split(fold == 1), split(fold == 0))
 
     def model(self, label: str) -> nn.Module:
-        return WindowsClassifier(label, WINDOW, (4, 5, 6), (4, 4, 4), self.ranks, self.recurrent_ranks, 7, self.dropout)
+        return WindowsClassifier(label, WINDOW, (4, 5, 6), (4, 4, 4), self.rank, 7, self.dropout)
 
     def varied(self, x: Tensor) -> Tensor:
         """Each segment louder or softer on each channel, and with noise."""

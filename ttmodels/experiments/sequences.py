@@ -19,7 +19,7 @@ class WindowsClassifier(nn.Module):
     Args:
         label: GRU, LSTM, TT-GRU or TT-LSTM.
         input_modes: multiply to window * channels.
-        ranks: of the train that reads the input; the hidden-to-hidden one has `recurrent_ranks`.
+        ranks: of the train that reads the input; what is between hidden states is dense in all.
 
     Shape: [batch, time, channels], time a multiple of the window, all zeros where there is no signal -> logits.
     """
@@ -31,7 +31,6 @@ class WindowsClassifier(nn.Module):
         input_modes: Sequence[int],
         hidden_modes: Sequence[int],
         ranks: int,
-        recurrent_ranks: int,
         num_classes: int,
         dropout: float,
     ) -> None:
@@ -43,7 +42,7 @@ class WindowsClassifier(nn.Module):
         if label == cell:
             self.rnn = DENSE[cell](math.prod(input_modes), hidden, batch_first=True)
         else:
-            self.rnn = TT[cell](input_modes, hidden_modes, ranks, batch_first=True, recurrent_ranks=recurrent_ranks)
+            self.rnn = TT[cell](input_modes, hidden_modes, ranks, batch_first=True)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(hidden, num_classes)
 

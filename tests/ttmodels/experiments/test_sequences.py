@@ -8,7 +8,7 @@ from ttmodels.recurrent import TTRecurrent
 
 def classifier(label: str) -> WindowsClassifier:
     torch.manual_seed(0)
-    return WindowsClassifier(label, 4, (3, 4), (2, 3), 2, 2, 5, dropout=0.5).eval()
+    return WindowsClassifier(label, 4, (3, 4), (2, 3), 2, 5, dropout=0.5).eval()
 
 
 @pytest.mark.parametrize("label", ["GRU", "TT-GRU", "LSTM", "TT-LSTM"])
