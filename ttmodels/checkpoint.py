@@ -2,7 +2,9 @@
 
 Tensors: `model.<parameter>`, and in a checkpoint to resume from `optimizer.<index>.<name>`. Header keys:
 `ttvideo.format`, `ttvideo.network` (the class; a ClipClassifier without it), `ttvideo.model` and `ttvideo.train` (the
-configurations), `ttvideo.progress` (epoch, best figures, history, data set).
+configurations), `ttvideo.backbone` (the SHA-256 of a backbone's weights, which are not in the file: they are in a
+package that is pinned, and would make it a hundred times larger), `ttvideo.progress` (epoch, best figures, history,
+data set).
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ttmodels import backbone
 from ttmodels import config as configs
 from ttmodels.atomic import in_place_of
 from ttmodels.classifier import ClipClassifier
@@ -132,6 +135,8 @@ def save(
         "ttvideo.train": configs.to_json(train_config),
         "ttvideo.progress": json.dumps(progress.__dict__),
     }
+    if isinstance(model, ClipClassifier) and model.backbone is not None:
+        header["ttvideo.backbone"] = backbone.SHA256
     try:
         with in_place_of(path) as part:
             save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, part, header)
@@ -172,6 +177,8 @@ def load_any(path: Path) -> Checkpoint | MLPCheckpoint:
         raise ValueError(f"{path}: safetensors, but not a checkpoint of ttvideo: its header has {sorted(header)}")
     if not found.isdecimal() or int(found) > FORMAT_VERSION:
         raise ValueError(f"{path}: checkpoint format {found}, this code reads up to {FORMAT_VERSION}; upgrade ttvideo")
+    if (weights := header.get("ttvideo.backbone", backbone.SHA256)) != backbone.SHA256:
+        raise ValueError(f"{path}: trained behind a backbone of SHA-256 {weights}, this code has {backbone.SHA256}")
     network = header.get("ttvideo.network", ClipClassifier.__name__)
     try:
         shared: dict[str, Any] = {

@@ -86,7 +86,7 @@ def test_frames_are_looked_at_one_by_one() -> None:
     assert torch.allclose(seen[2, 15], Backbone()(frames[2, 15]), atol=CONTRACTION)
 
 
-def test_it_is_frozen_and_no_part_of_a_checkpoint(tmp_path: Path) -> None:
+def test_it_is_frozen_and_a_checkpoint_only_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = ClipClassifier(with_backbone())
     assert model.backbone is not None
     assert model.backbone.num_weights == 3_350_000
@@ -103,6 +103,9 @@ def test_it_is_frozen_and_no_part_of_a_checkpoint(tmp_path: Path) -> None:
     assert path.stat().st_size < 100_000
     again = checkpoint.load(path).model()
     assert torch.equal(again(frames).logits, model.eval()(frames).logits)
+    monkeypatch.setattr(backbone, "SHA256", "0" * 64)
+    with pytest.raises(ValueError, match=r"trained behind a backbone of SHA-256 57934424.*, this code has 0000"):
+        checkpoint.load(path)
 
 
 def test_features_are_read_as_frames_are() -> None:
