@@ -101,9 +101,10 @@ def check(options: argparse.Namespace) -> None:
     for name in ("name", "version"):
         if getattr(options, name) == "":
             raise ValueError(f"{_option(name)}: expected a {name}, got an empty one")
-    for name in ("cache", "max_accuracy_loss"):
-        if getattr(options, name) is not None and options.evaluate is None:
-            raise ValueError(f"{_option(name)}: expected --evaluate FOLDER beside it, got none")
+    if options.max_accuracy_loss is not None and options.evaluate is None:
+        raise ValueError("--max-accuracy-loss: expected --evaluate DATA beside it, got none")
+    if options.cache is not None and options.evaluate is None and options.calibrate is None:
+        raise ValueError("--cache: expected --evaluate DATA or --calibrate DATA beside it, got neither")
     if options.calibrate is not None and options.precision != "int8":
         raise ValueError(f"--calibrate: expected --precision int8, got {options.precision}, which it does not change")
     for name in _given_bounds(options):

@@ -57,10 +57,10 @@ def test_an_output_that_is_an_input_is_refused(
     [
         (["--name", ""], "--name: expected a name, got an empty one"),
         (["--version", ""], "--version: expected a version, got an empty one"),
-        (["--cache", "there"], "--cache: expected --evaluate FOLDER beside it, got none"),
+        (["--cache", "there"], "--cache: expected --evaluate DATA or --calibrate DATA beside it, got neither"),
         (
             ["--precision", "int8", "--max-accuracy-loss", "0.1"],
-            "--max-accuracy-loss: expected --evaluate FOLDER beside it, got none",
+            "--max-accuracy-loss: expected --evaluate DATA beside it, got none",
         ),
         (
             ["--evaluate", "clips", "--max-accuracy-loss", "0.1"],
