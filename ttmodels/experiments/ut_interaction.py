@@ -38,12 +38,12 @@ class UTInteraction(VideoExperiment):
         "1e-2 .88 and .78. Goals: raw pixels clearly above the metadata, met over the folds by differences, while the "
         "frames themselves are no better than it; from set 1 to 2 no model is clearly better, so that what is learned "
         "does not carry over to another place. TT never worse than a plain matrix of 43 times the parameters (576 "
-        "times in the projection): met from set 1 to 2, and missed by 3 clips of 120 over the folds. .85 with the "
-        "backbone: missed, and behind raw pixels. Tried there, in 5 folds without held-back clips, the test clips at "
-        "the last of 30 to 40 epochs: its pooled features .58 to .63 (a plain matrix .73), its map .66 at rank 4 and "
-        ".73 at rank 8 (a plain matrix .73), for which the table has rank 16; the map's differences, in a run as "
-        "those of the table, .29 at rank 8, since it learns the training clips by heart. A linear SVM on the mean of "
-        "the map's absolute differences has .80."
+        "times in the projection): met from set 1 to 2, and missed over the folds by 3 clips of 120, behind the "
+        "backbone by 6. .85 with the backbone: missed, and behind raw pixels. Tried there, in 5 folds without held- "
+        "back clips, the test clips at the last of 30 to 40 epochs: its pooled features .58 to .63 (a plain matrix "
+        ".73), its map .66 at rank 4 and .73 at rank 8 (a plain matrix .73), for which the table has rank 16; the "
+        "map's differences, in a run as those of the table, .29 at rank 8, since it learns the training clips by "
+        "heart. A linear SVM on the mean of the map's absolute differences has .80."
     )
     source = "none with these folds"
     options = (
