@@ -87,6 +87,7 @@ def test_the_clips_of_a_fold_are_those_of_the_publisher(data: Path, tmp_path: Pa
     assert "nan" not in row
 
 
+@pytest.mark.slow
 def test_an_interrupted_row_goes_on(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Folds that are done are not run again; the one that was interrupted goes on after its last whole epoch."""
     whole = run(Small(), data, "TT-GRU", 0, tmp_path / "whole")
