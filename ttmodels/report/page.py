@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, StrictUndefined
 
+from service.engine.session import holding
 from ttmodels.checkpoint import Checkpoint
 from ttmodels.data.decoded import DecodedClips
 from ttmodels.data.report import DataReport
@@ -93,11 +94,7 @@ def _part(
 
 def label_rows(said: Predictions) -> list[dict[str, str]]:
     """Of each label: its clips, precision, recall and average precision; "-" where there is nothing to divide by."""
-    chosen = (
-        said.logits > 0
-        if said.task == "multi_label"
-        else said.logits.argmax(-1)[:, None] == np.arange(len(said.labels))
-    )
+    chosen = holding(said.probabilities(), said.task)
     hits, claims, clips = (array.sum(0) for array in (chosen & said.truth, chosen, said.truth))
     with np.errstate(invalid="ignore"):
         figures = {"precision": hits / claims, "recall": hits / clips, "average_precision": said.average_precisions}

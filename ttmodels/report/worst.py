@@ -8,6 +8,7 @@ from typing import NamedTuple
 import matplotlib.image
 import numpy as np
 
+from service.engine.session import holding
 from ttmodels.data.decoded import DecodedClips
 from ttmodels.predictions import Predictions
 
@@ -38,11 +39,7 @@ def worst_clips(said: Predictions, clips: DecodedClips, temperature: float, fold
     for number, (row, (frames, _)) in enumerate(zip(rows, clips.plain(rows[:, None]), strict=True), 1):
         picture = f"{name}-{number}.png"
         matplotlib.image.imsave(folder / picture, strip(frames[0]))
-        held = (
-            chances[row] >= 0.5
-            if said.task == "multi_label"
-            else np.arange(len(said.labels)) == said.logits[row].argmax()
-        )
+        held = holding(chances[row], said.task)
         true, predicted = (_words(said.labels, chances[row], chosen) for chosen in (said.truth[row], held))
         right = bool((held == said.truth[row]).all())
         found.append(Worst(picture, str(clips.clips.paths[row].resolve()), true, predicted, float(losses[row]), right))
