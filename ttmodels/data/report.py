@@ -112,7 +112,7 @@ def _num_groups(data: DecodedClips) -> int:
 
 
 def _metadata_only(train: DecodedClips, others: Mapping[str, DecodedClips], seed: int) -> Scores:
-    from sklearn.ensemble import RandomForestClassifier  # slow to import, and the decoder processes come past here
+    from sklearn.ensemble import RandomForestClassifier  # slow to import
 
     forest = RandomForestClassifier(200, random_state=seed).fit(_features(train), train.clips.targets)
 
