@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from exporters.builder import Builder
 from exporters.int8_backbone import PIXELS, Step, rounded_weights
-from ttmodels.backbone import FEATURE_MAX, Backbone, Block, Convolution
+from ttmodels.backbone import FEATURE_MAX, ZERO, Backbone, Block, Convolution
 from ttmodels.classifier import ClipClassifier
 
 Steps = Mapping[str, Step]
@@ -42,6 +42,14 @@ def emit(graph: Builder, model: ClipClassifier, frames: ir.Value, steps: Steps |
     value = graph.op("Add", value, graph.constant(-model.feature_mean / model.feature_std, "backbone.shift"))
     size = graph.constant([model.config.input_size], "backbone.features")
     return graph.op("Reshape", value, graph.op("Concat", graph.op("Shape", frames, end=2), size, axis=0))
+
+
+def emit_changes(graph: Builder, frames: ir.Value, before: ir.Value) -> ir.Value:
+    """What changes from the frames `before` to these as pictures, uint8 [batch, time, height, width, 3] all three. That
+    bytes saturate cuts off what is too dark and too bright."""
+    gained = graph.op("Sub", *(graph.op("Cast", each, to=ir.DataType.FLOAT) for each in (frames, before)))
+    one, zero = graph.constant(np.array(1, np.float32), "one_level"), graph.constant(np.array(ZERO, np.uint8), "grey")
+    return graph.op("QuantizeLinear", gained, one, zero)
 
 
 @dataclass(frozen=True)

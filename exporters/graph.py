@@ -57,13 +57,16 @@ def build(
     reading = Reading(plan, precision, by_clip)
     steps = Steps(lengths, _present(graph, frames, lengths))
     initial = states.by_cell(graph, given, config.num_layers) if streaming else None
-    read = frames
+    read, new = frames, {}
     if model.backbone is not None:
-        read = backbone.emit(graph, model, frames, backbone_steps if precision == "int8" else None)
-    outputs, finals, new = _recur(graph, model, reading, read, steps, initial, given, target)
+        if config.difference:
+            before, new = _one_before(graph, frames, 5, steps, given)
+            read = backbone.emit_changes(graph, frames, before)
+        read = backbone.emit(graph, model, read, backbone_steps if precision == "int8" else None)
+    outputs, finals, carried_gates = _recur(graph, model, reading, read, steps, initial, given, target)
     step_logits, last = _head(graph, model, outputs, finals, lengths)
     over_time = graph.op("Transpose", graph.op("Where", steps.present, step_logits, last), perm=[1, 0, 2])
-    new |= states.of_cells(graph, finals) if streaming else {}
+    new |= carried_gates | (states.of_cells(graph, finals) if streaming else {})
     logits, count = last, lengths
     if "num_steps" in given:
         count = new["num_steps"] = graph.op("Add", lengths, given["num_steps"])
@@ -109,11 +112,11 @@ def _recur(
             train, what = cell.projection, f"{name}.projection"
             if model.backbone is None:
                 gates = projection.emit_pixels(graph, train, reading, read, model.pixel_scale, model.pixel_shift, what)
+                if model.config.difference:
+                    gates, new = _changes(graph, train, gates, steps, given)
             else:
                 gates = projection.emit(graph, train, reading.plan, read, what)
             value = graph.op("Transpose", gates, perm=[1, 0, 2])
-            if model.config.difference:
-                value, new = _changes(graph, cell.projection, value, steps, given)
         elif direction == 0:
             value, outputs = _side_by_side(graph, outputs), []
         seen, final = recurrence.emit(
@@ -135,24 +138,33 @@ def _recur(
 def _changes(
     graph: Builder, layer: TTLinear, gates: ir.Value, steps: Steps, given: Mapping[str, ir.Value]
 ) -> tuple[ir.Value, dict[str, ir.Value]]:
-    """The gates of x_t - x_(t-1), of those of x_t, [time, batch, gates]. The layer is linear, so the difference may
-    be taken behind it: of fewer values, and the pixels go in as they are. In pieces also those of each clip's last x,
-    [batch, gates]."""
-    axis, start, end = (graph.constant([n], f"changes_{name}") for name, n in (("axis", 0), ("first", 0), ("last", -1)))
-    before = graph.op("Slice", gates, start, graph.constant([1], "changes_second"), axis)
-    if given:
-        zero = graph.constant(np.array(0, np.int32), "no_steps_before")
-        some = graph.op("Unsqueeze", graph.op("Greater", given["num_steps"], zero), graph.constant([1], "axis_1"))
-        before = graph.op("Where", some, graph.op("Unsqueeze", given["previous"], axis), before)
-    shifted = graph.op("Concat", before, gates, axis=0)
-    value = graph.op("Sub", gates, graph.op("Slice", shifted, start, end, axis))
+    """The gates of x_t - x_(t-1), of those of x_t, [batch, time, gates]. The layer is linear, so the difference may
+    be taken behind it: of fewer values, and the pixels go in as they are. In pieces also what is to be carried."""
+    before, new = _one_before(graph, gates, 3, steps, given)
+    value = graph.op("Sub", gates, before)
     if layer.bias is not None:
         value = graph.op("Add", value, graph.constant(layer.bias, "changes_bias"))
+    return value, new
+
+
+def _one_before(
+    graph: Builder, values: ir.Value, rank: int, steps: Steps, given: Mapping[str, ir.Value]
+) -> tuple[ir.Value, dict[str, ir.Value]]:
+    """What is one step before each, [batch, time, ...]; before a clip's first that itself. In pieces also each clip's
+    last, [batch, ...], to be carried."""
+    axis, start, end = (graph.constant([n], f"before_{name}") for name, n in (("axis", 1), ("first", 0), ("last", -1)))
+    before = graph.op("Slice", values, start, graph.constant([1], "before_second"), axis)
+    if given:
+        zero = graph.constant(np.array(0, np.int32), "no_steps_before")
+        inner = graph.constant(list(range(1, rank)), "before_axes")
+        some = graph.op("Unsqueeze", graph.op("Greater", given["num_steps"], zero), inner)
+        before = graph.op("Where", some, graph.op("Unsqueeze", given["previous"], axis), before)
+    shifted = graph.op("Concat", before, values, axis=1)
+    others = graph.op("Slice", shifted, start, end, axis)
     if not given:
-        return value, {}
-    place = graph.op("Unsqueeze", graph.op("Cast", steps.lengths, to=ir.DataType.INT64), graph.constant([1], "axis_1"))
-    by_clip = graph.op("Transpose", shifted, perm=[1, 0, 2])
-    return value, {"previous": graph.op("GatherND", by_clip, place, batch_dims=1)}
+        return others, {}
+    place = graph.op("Unsqueeze", graph.op("Cast", steps.lengths, to=ir.DataType.INT64), axis)
+    return others, {"previous": graph.op("GatherND", shifted, place, batch_dims=1)}
 
 
 def _head(

@@ -108,7 +108,7 @@ def calibrate(backbone: Backbone, clips: Iterable[np.ndarray]) -> dict[str, Step
     try:
         for clip in itertools.islice(clips, NUM_CLIPS):
             places = np.linspace(0, len(clip) - 1, FRAMES_OF_A_CLIP).round().astype(int)
-            backbone(torch.from_numpy(clip[places]))
+            backbone.last_map(backbone.pictures(torch.from_numpy(clip))[places])
     finally:
         for hook in hooks:
             hook.remove()
@@ -129,12 +129,8 @@ class RoundedBackbone(Backbone):
 
     def __init__(self, backbone: Backbone, steps: Mapping[str, Step]) -> None:
         nn.Module.__init__(self)
-        self.features, self.stem, self.top, self.blocks = (
-            backbone.features,
-            backbone.stem,
-            backbone.top,
-            backbone.blocks,
-        )
+        self.features, self.difference = backbone.features, backbone.difference
+        self.stem, self.top, self.blocks = backbone.stem, backbone.top, backbone.blocks
         self._steps = steps
 
     def last_map(self, frames: Tensor) -> Tensor:

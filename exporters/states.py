@@ -11,12 +11,12 @@ from exporters.recurrence import States
 from service.manifest import State
 from ttmodels.classifier import ClipClassifier
 
-DTYPES = {"float32": ir.DataType.FLOAT, "int32": ir.DataType.INT32}
+DTYPES = {"float32": ir.DataType.FLOAT, "int32": ir.DataType.INT32, "uint8": ir.DataType.UINT8}
 
 
 def of(model: ClipClassifier) -> tuple[State, ...]:
-    """All that a model has: of every layer h, and c of an LSTM; the projected frame before, where their differences are
-    read; the sum of the steps' logits, where their mean counts; for both of these, how many steps there were.
+    """All that a model has: of every layer h, and c of an LSTM; the frame before, where differences are read,
+    projected unless a backbone looks at them; the sum of the steps' logits, where their mean counts; for both of these, how many steps there were.
 
     Raises:
         ValueError: a bidirectional model.
@@ -28,7 +28,12 @@ def of(model: ClipClassifier) -> tuple[State, ...]:
     shape = (config.num_layers, config.hidden_size)
     found = [_state(name, "float32", *shape) for name in ("h", "c")[: model.cells[0].num_states]]
     if config.difference:
-        found.append(_state("previous", "float32", model.projection.out_features))
+        sampling, gates = config.sampling, model.projection.out_features
+        found.append(
+            _state("previous", "uint8", sampling.height, sampling.width, 3)
+            if config.backbone
+            else _state("previous", "float32", gates)
+        )
     if config.pooling == "mean":
         found.append(_state("logits_sum", "float32", len(config.labels)))
     if config.difference or config.pooling == "mean":

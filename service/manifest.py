@@ -141,7 +141,7 @@ class State(_Part):
     """The graph's input that takes it."""
     output: str
     """The graph's output that gives it for the next piece."""
-    dtype: Literal["float32", "int32"]
+    dtype: Literal["float32", "int32", "uint8"]
     """Of its numbers."""
     shape: tuple[int, ...]
     """Behind the batch."""

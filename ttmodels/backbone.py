@@ -126,19 +126,32 @@ class Block(nn.Module):
         return x + y if self.adds else y
 
 
+def change_pictures(frames: Tensor) -> Tensor:
+    """What changes from each frame to the next, as a picture: ZERO, which is grey, and what a pixel gained, cut off at
+    0 and 255. The first frame of a clip changes nothing.
+
+    Shape: uint8 [..., time, height, width, 3], and as it is.
+    """
+    wide = frames.to(torch.int16)
+    return (torch.diff(wide, dim=-4, prepend=wide[..., :1, :, :, :]) + ZERO).clamp(0, 255).to(torch.uint8)
+
+
 class Backbone(nn.Module):
     """Frames to features.
 
-    Shape: uint8 [..., height, width, 3] -> float [..., 1280] pooled, or [..., lines * columns * 1280] of the last map,
-    places before channels.
+    Shape: uint8 [..., time, height, width, 3] -> float [..., time, 1280] pooled, or [..., time, lines * columns * 1280]
+    of the last map, places before channels.
+
+    Args:
+        difference: look at what changes from frame to frame, in the place of the frames.
 
     Raises:
         ValueError: the package with the weights is missing, or holds others.
     """
 
-    def __init__(self, features: Features = "pooled") -> None:
+    def __init__(self, features: Features = "pooled", *, difference: bool = False) -> None:
         super().__init__()
-        self.features = features
+        self.features, self.difference = features, difference
         self.stem, blocks, self.top = _network()
         self.blocks = nn.ModuleList(blocks)
 
@@ -148,9 +161,13 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def forward(self, frames: Tensor) -> Tensor:
-        flat = frames.reshape(-1, *frames.shape[-3:])
+        flat = self.pictures(frames).reshape(-1, *frames.shape[-3:])
         parts = [self._features(part) for part in flat.split(FRAMES_AT_ONCE)]
         return torch.cat(parts).reshape(*frames.shape[:-3], -1)
+
+    def pictures(self, frames: Tensor) -> Tensor:
+        """What it looks at: the frames, or what changes between them."""
+        return change_pictures(frames) if self.difference else frames
 
     def last_map(self, frames: Tensor) -> Tensor:
         """uint8 [batch, height, width, 3] -> [batch, 1280, lines, columns], from 0 to 6."""

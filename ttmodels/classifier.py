@@ -42,7 +42,7 @@ class ClipClassifier(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.backbone = Backbone(config.backbone_features) if config.backbone else None
+        self.backbone = Backbone(config.backbone_features, difference=config.difference) if config.backbone else None
         self.rnn = NETWORKS[config.cell](
             config.input_modes,
             config.output_modes,
@@ -97,7 +97,9 @@ class ClipClassifier(nn.Module):
         read = frames if have_features else self.features(frames)
         if self.backbone is not None:
             read = self.standardise(read)
-        outputs, state = self.rnn(changes(read) if self.config.difference else read, lengths=lengths)
+        elif self.config.difference:
+            read = changes(read)
+        outputs, state = self.rnn(read, lengths=lengths)
         if self.config.bidirectional and self.config.pooling == "last":
             backward = (state[0] if isinstance(state, tuple) else state)[-1]
             forward = outputs[..., : self.config.hidden_size]

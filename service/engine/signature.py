@@ -21,7 +21,7 @@ DTYPES: dict[Datatype, np.dtype[Any]] = {
     "FP32": np.dtype("<f4"),
 }
 _ONNX: dict[Datatype, str] = {"UINT8": "tensor(uint8)", "INT32": "tensor(int32)", "FP32": "tensor(float)"}
-STATES: dict[str, Datatype] = {"float32": "FP32", "int32": "INT32"}
+STATES: dict[str, Datatype] = {"float32": "FP32", "int32": "INT32", "uint8": "UINT8"}
 
 
 @dataclass(frozen=True)

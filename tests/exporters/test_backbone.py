@@ -27,12 +27,13 @@ PLAN = Plan((2, 2))
 LENGTHS = torch.tensor([5, 2, 1])
 
 
-@pytest.fixture(scope="module", params=["pooled", "map"])
+@pytest.fixture(scope="module", params=[("pooled", False), ("pooled", True), ("map", True)])
 def model(request: pytest.FixtureRequest) -> ClipClassifier:
-    modes = (8, 10, 4, 4) if request.param == "pooled" else (2, 3, 32, 40)
+    features, difference = request.param
+    modes = (8, 10, 4, 4) if features == "pooled" else (2, 3, 32, 40)
     made = random_classifier(
         with_backbone(
-            backbone_features=request.param, input_modes=modes, sampling=SIZE, pooling="mean", difference=True
+            backbone_features=features, input_modes=modes, sampling=SIZE, pooling="mean", difference=difference
         )
     )
     made.standardise_by(torch.full((1280,), 0.3), torch.linspace(0.5, 1, 1280))

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from tests.made import random_classifier, random_clips, tiny_config
 from tests.tolerances import CONTRACTION
 from ttmodels import backbone, checkpoint
-from ttmodels.backbone import SCALING, Backbone, Convolution, feature_shape
+from ttmodels.backbone import SCALING, ZERO, Backbone, Convolution, change_pictures, feature_shape
 from ttmodels.checkpoint import Progress
 from ttmodels.classifier import ClipClassifier
 from ttmodels.config import ModelConfig, TrainConfig
@@ -84,6 +84,22 @@ def test_frames_are_looked_at_one_by_one() -> None:
     frames = random_clips(3, 16, height=32, width=32)
     seen = Backbone()(frames)
     assert torch.allclose(seen[2, 15], Backbone()(frames[2, 15]), atol=CONTRACTION)
+
+
+def test_changes_are_pictures_around_grey() -> None:
+    frames = torch.tensor([10, 10, 200, 0, 255], dtype=torch.uint8).view(1, 5, 1, 1, 1).expand(2, 5, 4, 6, 3)
+    pictures = change_pictures(frames)
+    assert pictures.dtype == torch.uint8
+    assert pictures.shape == frames.shape
+    assert pictures[1, :, 3, 5, 2].tolist() == [ZERO, ZERO, 255, 0, 255]  # 127, 127, 317, -73 and 382 before the cut
+
+
+def test_it_may_look_at_changes() -> None:
+    torch.manual_seed(0)
+    frames = random_clips(2, 3, height=40, width=72)
+    assert torch.equal(Backbone(difference=True)(frames), Backbone()(change_pictures(frames)))
+    still = frames[:, :1].expand_as(frames)
+    assert torch.equal(Backbone(difference=True)(still), Backbone()(torch.full_like(frames, ZERO)))
 
 
 def test_it_is_frozen_and_a_checkpoint_only_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

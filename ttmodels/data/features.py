@@ -58,7 +58,7 @@ class FeatureClips:
         num_frames, height, width, _ = clips.shape
         self._shape = (num_frames, math.prod(feature_shape(height, width, backbone.features)))
         several = set(clips.rows(varied))
-        about = [SHA256, backbone.features, list(self.clips.labels), self.clips.targets.dtype.name]
+        about = [SHA256, backbone.features, backbone.difference, list(self.clips.labels), self.clips.targets.dtype.name]
         self._files = [
             [
                 cache / _name([name, *about, *([view, change_name] if view else [])])
