@@ -57,7 +57,7 @@ def build(
     reading = Reading(plan, precision, by_clip)
     steps = Steps(lengths, _present(graph, frames, lengths))
     initial = states.by_cell(graph, given, config.num_layers) if streaming else None
-    read, new = frames, {}
+    read, new = frames, dict[str, ir.Value]()
     if model.backbone is not None:
         if config.difference:
             before, new = _one_before(graph, frames, 5, steps, given)

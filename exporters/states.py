@@ -15,8 +15,9 @@ DTYPES = {"float32": ir.DataType.FLOAT, "int32": ir.DataType.INT32, "uint8": ir.
 
 
 def of(model: ClipClassifier) -> tuple[State, ...]:
-    """All that a model has: of every layer h, and c of an LSTM; the frame before, where differences are read,
-    projected unless a backbone looks at them; the sum of the steps' logits, where their mean counts; for both of these, how many steps there were.
+    """All that a model has: of every layer h, and c of an LSTM; the frame before, where differences are read, projected
+    unless a backbone looks at them; the sum of the steps' logits, where their mean counts; for both of these, how many
+    steps there were.
 
     Raises:
         ValueError: a bidirectional model.

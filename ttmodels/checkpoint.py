@@ -40,12 +40,12 @@ class Progress:
     epoch: int = 0
     """Epochs done."""
     best_score: float = -1.0
-    """On validation, `Predictions.score`."""
+    """On validation, `Predictions.score`; nan where no clips are held back for it."""
     best_loss: float = math.inf
     """On validation too; a lower one is the better of two equal scores."""
     best_epoch: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
-    """One entry an epoch: train_loss, valid_loss, valid_score, seconds."""
+    """One entry an epoch: train_loss, learning_rate, seconds; valid_loss and valid_score where clips are held back."""
     temperature: float = 1.0
     """The logits are divided by it before they become probabilities; fitted at the end of the run."""
     data_set: str = ""
@@ -53,6 +53,15 @@ class Progress:
     """Clips per split."""
     scaler: dict[str, float] = field(default_factory=dict)
     """State of the scaling of the loss, of a run in fp16."""
+
+    def is_best(self) -> bool:
+        """Whether the last epoch is better than all before, which is then noted; each is, where no clips tell."""
+        last = self.history[-1]
+        score, loss = last.get("valid_score", math.nan), last.get("valid_loss", math.nan)
+        if "valid_score" in last and (score, -loss) <= (self.best_score, -self.best_loss):
+            return False
+        self.best_score, self.best_loss, self.best_epoch = score, loss, self.epoch
+        return True
 
 
 @dataclass(frozen=True, kw_only=True)

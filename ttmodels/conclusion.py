@@ -27,12 +27,13 @@ def conclude(
 
     Args:
         history: of every epoch.
-        said: by the best epoch of the clips of `valid`, and of `test` where there are some.
+        said: by the best epoch of the clips of `valid` and of `test`, where there are some.
         clips: by part.
     """
     path = out / "best.safetensors"
     best = checkpoint.load(path)
-    best.progress.temperature = temperature = fit_temperature(said["valid"])
+    valid = said.get("valid")
+    best.progress.temperature = temperature = fit_temperature(valid)
     checkpoint.save(path, best.model(), best.train_config, best.progress)
     best = checkpoint.load(path)
     print(f"best epoch {best.progress.best_epoch}; {path}")
@@ -41,10 +42,10 @@ def conclude(
     if "test" in said:
         metrics = said["test"].metrics("test", temperature)
         (out / "test.json").write_text(Figures(**dict(metrics), checkpoint_sha256=best.sha256).model_dump_json())
-    if why := why_not_fitted(said["valid"]):
-        print(f"temperature 1: none was fitted on validation: {why}")
+    if valid is None or why_not_fitted(valid):
+        print(f"temperature 1: none was fitted on validation: {why_not_fitted(valid)}")
     else:
-        before, after = (said["valid"].reliability(T).error for T in (1.0, temperature))
+        before, after = (valid.reliability(T).error for T in (1.0, temperature))
         print(f"temperature {temperature:.4g}: calibration error on validation {before:.4f} before, {after:.4f} after")
     page = write_report(out / "report", best, history, said, clips, data, shlex.join(sys.orig_argv))
     print(f"report {page}", flush=True)

@@ -186,7 +186,9 @@ class TrainConfig:
     label_smoothing: float = _option(0.0, "share of what is true that is spread over all labels")
     over_time_weight: float = _option(0.0, "share of the loss that every step of time has, beside the clip's own")
     valid_fraction: float = _option(
-        0.1, "share of the clips, class by class and in whole groups, held back to choose the best epoch"
+        0.1,
+        "share of the clips, class by class and in whole groups, held back to choose the best epoch; 0: the last epoch "
+        "is kept",
     )
     fold: int | None = _option(None, "fold of the list that is held back as test clips", kind=int)
     mirror_horizontal: str | None = _option(
@@ -225,15 +227,13 @@ class TrainConfig:
             raise ValueError(f"expected a weight_decay of at least 0, got {self.weight_decay}")
         if not 0 <= self.warmup <= 1:
             raise ValueError(f"expected a warmup in [0, 1], a share of all steps, got {self.warmup}")
-        if not 0 < self.valid_fraction < 1:
-            raise ValueError(f"expected a valid_fraction in (0, 1), got {self.valid_fraction}")
         if not 0 <= self.over_time_weight < 1:
             raise ValueError(f"expected an over_time_weight in [0, 1), got {self.over_time_weight}")
         if not 0 < self.crop <= 1:
             raise ValueError(f"expected a crop in (0, 1], got {self.crop}")
         if not 0 <= self.erase <= 1:
             raise ValueError(f"expected an erase in [0, 1], got {self.erase}")
-        _check_shares(self, "label_smoothing", "time_jitter", "gain", "contrast", "saturation")
+        _check_shares(self, "valid_fraction", "label_smoothing", "time_jitter", "gain", "contrast", "saturation")
         if self.seed < 0:
             raise ValueError(f"expected a seed of at least 0, got {self.seed}")
 

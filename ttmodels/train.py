@@ -3,7 +3,8 @@
 FOLDER has one sub-folder of videos per class. A list is a CSV file with the columns path (relative to the list) and
 label, and perhaps group, fold and split (train, valid or test). A share of each class is held back for validation,
 whole groups at a time, unless the list's split names clips for it. Test clips are those of --fold, or of the list's
-split, and play no part until the best epoch is chosen. With --task multi_label a clip of a list may have several
+split, and play no part until the best epoch is chosen. With --valid-fraction 0 no clips are held back: the last epoch
+is the one that is kept, and no temperature is fitted. With --task multi_label a clip of a list may have several
 labels, or none.
 
 OUT gets best.safetensors, of the epoch with the best validation accuracy (multi-label: mean average precision), among
@@ -22,6 +23,7 @@ the steps of one (dropout aside, whose draws differ).
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -49,7 +51,7 @@ from ttmodels.data.clips import read_clips
 from ttmodels.data.decoded import CACHE_BYTES, Batch, DecodedClips, unreadable_clips
 from ttmodels.data.features import FeatureClips
 from ttmodels.data.report import data_report
-from ttmodels.data.split import split_clips
+from ttmodels.data.split import Split, split_clips
 from ttmodels.distributed import Team, joined
 from ttmodels.evaluate import predict
 from ttmodels.linear import penalty
@@ -74,7 +76,8 @@ def train(
     saved: Checkpoint | None = None,
     team: Team | None = None,
 ) -> float:
-    """Run to the last epoch, from where `saved` stopped, else in the place of any run in `out`; the best score.
+    """Run to the last epoch, from where `saved` stopped, else in the place of any run in `out`; the best score on
+    validation, nan where no clips are held back for it.
 
     Args:
         team: the processes that train, all of which call this alike; one on the CPU without it.
@@ -88,7 +91,8 @@ def train(
         print(f"warning: {warning}", file=sys.stderr)
     augment = Augmentation.of(config, model_config.sampling.num_frames, clips.labels)
     split = split_clips(clips, config.valid_fraction, config.seed, config.fold)
-    for warning in clips.take(split.valid).warnings:
+    _check_choice(split, config)
+    for warning in clips.take(split.valid).warnings if split.valid else ():
         print(f"warning: {warning} to choose the best epoch by", file=sys.stderr)
     if clips.folds and not split.test:
         print("warning: the list has folds, and without --fold none of its clips test", file=sys.stderr)
@@ -128,7 +132,7 @@ def train(
             )
         )
     train_data, valid_data, test_data = (source.take(part) for part in split)
-    if not (len(train_data) and len(valid_data)):
+    if not len(train_data) or (split.valid and not len(valid_data)):
         raise ValueError(f"{data}: {len(train_data)} clips to train on and {len(valid_data)} to choose by can be read")
     num_clips = {name: len(part) for name, part in parts.items() if len(part)}
     if saved is not None and num_clips != progress.num_clips:
@@ -161,7 +165,7 @@ def train(
         torch.manual_seed(config.seed * 1_000_003 + epoch + (team.rank << 48))
         order = np.random.default_rng((config.seed, epoch)).permutation(len(train_data))
         batches = [order[i : i + config.batch_size] for i in range(0, len(order), config.batch_size)]
-        valid_losses = [entry["valid_loss"] for entry in progress.history]
+        valid_losses = [entry["valid_loss"] for entry in progress.history if "valid_loss" in entry]
         network.train()
         train_loss = 0.0
         bar.set_description(f"epoch {epoch + 1}/{config.epochs}")
@@ -184,25 +188,19 @@ def train(
             bar.update()
 
         train_loss = team.sum(train_loss) / team.size
-        valid = team.of_first(lambda: predict(model, valid_data, "valid"))
-        valid_loss, score = valid.loss(), valid.score
+        found = {"train_loss": train_loss}
+        line = f"epoch {epoch + 1}: train loss {train_loss:.4f}"
+        if len(valid_data):
+            valid = team.of_first(lambda: predict(model, valid_data, "valid"))
+            found |= {"valid_loss": valid.loss(), "valid_score": valid.score}
+            line += f", valid loss {valid.loss():.4f}, valid {measure} {valid.score:.4f}"
+        rate, seconds = optimizer.param_groups[0]["lr"], time.perf_counter() - started
+        progress.history.append({**found, "learning_rate": rate, "seconds": seconds})
         progress.epoch, progress.scaler = epoch + 1, scaler.state_dict()
-        progress.history.append(
-            {
-                "train_loss": train_loss,
-                "valid_loss": valid_loss,
-                "valid_score": score,
-                "learning_rate": optimizer.param_groups[0]["lr"],
-                "seconds": time.perf_counter() - started,
-            }
-        )
         with bar.external_write_mode():
-            print(f"epoch {epoch + 1}: train loss {train_loss:.4f}, valid loss {valid_loss:.4f}, "
-                  f"valid {measure} {score:.4f}", flush=True)  # fmt: skip
-        if (score, -valid_loss) > (progress.best_score, -progress.best_loss):
-            progress.best_score, progress.best_loss, progress.best_epoch = score, valid_loss, epoch + 1
-            if team.first:
-                checkpoint.save(out / "best.safetensors", model, config, progress)
+            print(line, flush=True)
+        if progress.is_best() and team.first:
+            checkpoint.save(out / "best.safetensors", model, config, progress)
         if log is not None:
             checkpoint.save(out / "last.safetensors", model, config, progress, optimizer)
             log.write(progress.history)
@@ -214,11 +212,18 @@ def train(
     if progress.epoch < config.epochs:
         print(ended(config, progress))
     best = checkpoint.load(out / "best.safetensors").model().to(team.device)
-    said = {"valid": predict(best, valid_data, "valid")}
-    if len(test_data):
-        said["test"] = predict(best, test_data, "test")
+    said = {name: predict(best, of, name) for name, of in (("valid", valid_data), ("test", test_data)) if len(of)}
     conclude(out, progress.history, said, parts, report)
-    return said["valid"].score
+    return progress.best_score
+
+
+def _check_choice(split: Split, config: TrainConfig) -> None:
+    """That there are clips for what is decided by them."""
+    if split.valid:
+        return
+    for name, asked in (("--patience", config.patience > 0), ("--schedule plateau", config.schedule == "plateau")):
+        if asked:
+            raise ValueError(f"{name}: expected clips held back to decide by, got --valid-fraction 0")
 
 
 def _read_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -247,8 +252,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         why = ended(config, saved.progress)
         if why and (options.out / "report" / "index.html").exists():
             done, measure = saved.progress, SCORES[model_config.task]
+            score = "" if math.isnan(done.best_score) else f": valid {measure} {done.best_score:.4f}"
             print(f"nothing left to do: {why}{'' if done.epoch < config.epochs else ' (more with --epochs)'}; "
-                  f"best epoch {done.best_epoch}: valid {measure} {done.best_score:.4f}; {best}")  # fmt: skip
+                  f"best epoch {done.best_epoch}{score}; {best}")  # fmt: skip
             return 0
     else:
         saved = None

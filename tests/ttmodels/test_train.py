@@ -361,6 +361,34 @@ def test_of_equally_accurate_epochs_the_one_with_the_lower_loss_is_the_best(
     assert checkpoint.load(tmp_path / "run" / "best.safetensors").progress.epoch == 2
 
 
+def test_without_clips_to_choose_by_the_last_epoch_is_kept(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    all_clips = ["--valid-fraction", "0", "--epochs", "3"]
+    assert run(folder, tmp_path / "whole", *all_clips) == 0
+    printed = capsys.readouterr().out
+    assert "best epoch 3; " in printed
+    assert "temperature 1: none was fitted on validation: expected clips that are held back, got none" in printed
+    assert (tmp_path / "whole" / "log.csv").read_text().splitlines()[0] == "epoch,train_loss,learning_rate,seconds"
+    page = (tmp_path / "whole" / "report" / "index.html").read_text()
+    assert "No clips are held back to choose an epoch by: it is the last, epoch 3." in page
+    with monkeypatch.context() as patch:
+        interrupt_after(2, patch)
+        assert run(folder, tmp_path / "run", *all_clips) == 130
+    assert bare(folder, tmp_path / "run", "--resume") == 0
+    whole, best, last = (
+        checkpoint.load(tmp_path / name)
+        for name in ("whole/best.safetensors", "run/best.safetensors", "run/last.safetensors")
+    )
+    assert best.progress.num_clips == {"train": 48}
+    assert best.progress.epoch == last.progress.best_epoch == 3
+    for name, value in last.model().state_dict().items():
+        assert torch.equal(value, whole.model().state_dict()[name])
+        assert torch.equal(value, best.model().state_dict()[name])
+    assert bare(folder, tmp_path / "run", "--resume") == 0
+    assert "nothing left to do: all 3 epochs are done (more with --epochs); best epoch 3; " in capsys.readouterr().out
+
+
 def test_a_run_ends_where_no_epoch_is_better_for_long(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -389,6 +417,8 @@ def test_a_run_ends_where_no_epoch_is_better_for_long(
         (["--device", "abacus"], "--device abacus: "),
         (["--hidden", "8", "--output-modes", "2", "2", "2", "2"], "output_modes for the hidden size (2, 2, 2, 2)"),
         (["--mirror-horizontal", "left=up"], "expected pairs LABEL=LABEL"),
+        (["--valid-fraction", "0", "--patience", "3"], "--patience: expected clips held back to decide by"),
+        (["--valid-fraction", "0", "--schedule", "plateau"], "--schedule plateau: expected clips held back"),
     ],
 )
 def test_what_does_not_fit_is_one_line_before_decoding(

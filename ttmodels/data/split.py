@@ -23,7 +23,7 @@ def split_clips(clips: ClipList, fraction: float, seed: int, fold: int | None = 
     """The parts of a run.
 
     The clips of `fold` test, else those that the list's split calls so. Where the list names none to validate with, a
-    `fraction` of each class of the others is drawn by `seed`, whole groups at a time.
+    `fraction` of each class of the others is drawn by `seed`, whole groups at a time; none at 0.
 
     Raises:
         ValueError: a fold that the list does not have, a list that tears a group apart, no clips to train on, or no
@@ -39,7 +39,7 @@ def split_clips(clips: ClipList, fraction: float, seed: int, fold: int | None = 
         test = []
     rest = sorted(set(range(len(clips))) - set(test))
     valid = [i for i in rest if clips.splits[i] == "valid"] if clips.splits and fold is None else []
-    if not valid and rest:
+    if not valid and rest and fraction:
         valid = _hold_out(clips, rest, fraction, seed)
     train = sorted(set(rest) - set(valid))
     if not train:

@@ -35,7 +35,7 @@ def write_report(
     Args:
         best: with the temperature.
         history: of all epochs, those after the best too.
-        said: by the best epoch of the clips of `valid`, and perhaps of `test`.
+        said: by the best epoch of the clips of `valid` and of `test`, where there are some.
         clips: by part; those of `said` are looked at.
         command: that the run was started with.
     """
@@ -49,10 +49,11 @@ def write_report(
         title=f"{progress.data_set}: {best.path.parent.resolve().name}",
         num_epochs=len(history),
         best_epoch=progress.best_epoch,
+        chosen="valid" in said,
         measure=measure,
         most=data.most,
         temperature=temperature,
-        calibrated=_calibrated(said["valid"], temperature),
+        calibrated=_calibrated(said.get("valid"), temperature),
         parts=[_part(name, of, clips[name], data, temperature, folder) for name, of in said.items()],
         data=str(data),
         command=command,
@@ -109,7 +110,7 @@ def _change(before: float, after: float, temperature: float) -> str:
     return f"{after:.4f}" if temperature == 1 else f"{before:.4f} → {after:.4f}"
 
 
-def _calibrated(valid: Predictions, temperature: float) -> str:
+def _calibrated(valid: Predictions | None, temperature: float) -> str:
     if why := why_not_fitted(valid):
         return f"No temperature was fitted: {why}."
     return f"Logits are divided by {temperature:.4g}, the temperature that was fitted on validation."

@@ -131,6 +131,13 @@ def test_the_fold_asked_for_tests_and_its_clips_do_not_validate() -> None:
         split_clips(made([0, 1]), 0.25, 0, 0)
 
 
+def test_no_clips_may_be_held_back() -> None:
+    clips = made([0, 1] * 10, folds=[i // 2 % 5 for i in range(20)])
+    assert split_clips(clips, 0, 0) == (list(range(20)), [], [])
+    split = split_clips(clips, 0, 0, 3)
+    assert (len(split.train), split.valid, split.test) == (16, [], [6, 7, 16, 17])
+
+
 def test_a_lists_own_split_is_kept() -> None:
     splits = ["train", "valid", "test", "test"] * 4
     split = split_clips(made([0, 0, 0, 1, 1, 1, 1, 0] * 2, splits=splits), 0.5, 0)
