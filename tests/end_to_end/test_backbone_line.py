@@ -35,7 +35,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("backbone")
     clips = write_folder(root / "clips", LABELS, 4)
     size = ["--backbone", "efficientnet-lite0", "--backbone-features", "map", "--width", "64", "--height", "32"]
-    fit = ["--num-frames", "5", "--hidden", "8", "--pooling", "mean", "--epochs", "2", "--views", "2"]
+    fit = ["--difference", "--num-frames", "5", "--hidden", "8", "--pooling", "mean", "--epochs", "2", "--views", "2"]
     assert train.main(["--data", str(clips), "--out", str(root / "run"), *size, *fit]) == 0
     saved = str(root / "run" / "best.safetensors")
     for name, more in (("fp32", []), ("int8", ["--precision", "int8", "--streaming", "--evaluate", str(clips)])):

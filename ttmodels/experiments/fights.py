@@ -10,8 +10,8 @@ from typing import ClassVar
 from ttmodels.experiments.video import Row, Tree, VideoExperiment, dense
 
 BACKBONE = (
-    "--backbone efficientnet-lite0 --backbone-features map --difference --width 160 --height 160 --dropout 0.5 "
-    "--learning-rate 3e-3 --weight-decay 0.01 --epochs 20"
+    "--backbone efficientnet-lite0 --backbone-features pooled --width 160 --height 160 --views 6 --dropout 0.5 "
+    "--learning-rate 3e-3 --weight-decay 0.1 --epochs 20"
 )
 
 
@@ -38,7 +38,7 @@ class Fights(VideoExperiment):
     )
     source = "Akti et al. (IPTA 2019), about .72 on a split of their own"
     options = (
-        "--width 32 --height 32 --pooling mean --dropout 0.3 --batch-size 16 --epochs 60 --valid-fraction 0.2 "
+        "--width 32 --height 32 --pooling mean --dropout 0.3 --batch-size 16 --epochs 60 --valid-fraction 0 "
         "--crop 0.5 --time-jitter 0.3 --gain 0.2 --contrast 0.3"
     )
     rows: ClassVar = {
@@ -46,8 +46,9 @@ class Fights(VideoExperiment):
         "TT-GRU": Row("--cell gru --hidden 64 --rank 4 --difference"),
         "TT-LSTM": Row("--cell lstm --hidden 64 --rank 4 --difference"),
         "TT-GRU (frames)": Row("--cell gru --hidden 64 --rank 4"),
-        "backbone + GRU": Row(f"{dense('gru', 5 * 5 * 1280, 64)} {BACKBONE}"),
-        "backbone + TT-GRU": Row(f"--cell gru --hidden 64 --rank 8 {BACKBONE}"),
+        "backbone + GRU": Row(f"{dense('gru', 1280, 64)} {BACKBONE} --difference"),
+        "backbone + TT-GRU": Row(f"--cell gru --hidden 64 --rank 8 {BACKBONE} --difference"),
+        "backbone + TT-GRU (frames)": Row(f"--cell gru --hidden 64 --rank 8 {BACKBONE}"),
     }
 
     def made(self) -> Tree:

@@ -10,8 +10,8 @@ from typing import ClassVar
 from ttmodels.experiments.video import Row, Tree, VideoExperiment, dense
 
 BACKBONE = (
-    "--backbone efficientnet-lite0 --backbone-features map --width 160 --height 160 --dropout 0.5 "
-    "--learning-rate 3e-3 --weight-decay 0.01 --epochs 30"
+    "--backbone efficientnet-lite0 --backbone-features map --width 160 --height 160 --num-frames 24 --views 6 "
+    "--dropout 0.5 --learning-rate 3e-3 --weight-decay 0.01 --epochs 30"
 )
 
 
@@ -47,7 +47,7 @@ class UTInteraction(VideoExperiment):
     )
     source = "none with these folds"
     options = (
-        "--width 32 --height 32 --pooling mean --batch-size 16 --learning-rate 1e-2 --epochs 120 --valid-fraction 0.2 "
+        "--width 32 --height 32 --pooling mean --batch-size 16 --learning-rate 1e-2 --epochs 120 --valid-fraction 0 "
         "--crop 0.5 --time-jitter 0.3 --gain 0.2 --contrast 0.3"
     )
     models: ClassVar = {
@@ -55,8 +55,9 @@ class UTInteraction(VideoExperiment):
         "TT-GRU": "--cell gru --hidden 64 --rank 4 --difference",
         "TT-LSTM": "--cell lstm --hidden 64 --rank 4 --difference",
         "TT-GRU (frames)": "--cell gru --hidden 64 --rank 4",
-        "backbone + GRU": f"{dense('gru', 5 * 5 * 1280, 64)} {BACKBONE}",
-        "backbone + TT-GRU": f"--cell gru --hidden 64 --rank 16 {BACKBONE}",
+        "backbone + GRU": f"{dense('gru', 5 * 5 * 1280, 64)} {BACKBONE} --difference",
+        "backbone + TT-GRU": f"--cell gru --hidden 64 --rank 16 {BACKBONE} --difference",
+        "backbone + TT-GRU (frames)": f"--cell gru --hidden 64 --rank 16 {BACKBONE}",
     }
     rows: ClassVar = {
         **{label: Row(of_model) for label, of_model in models.items()},
