@@ -16,7 +16,7 @@ from service.engine.session import session_options
 RUNS_A_TURN = 5
 """Timed runs of a contender before the next one's turn; one more before them fills its caches."""
 
-_DTYPES = {"tensor(float)": np.float32, "tensor(int32)": np.int32}
+_DTYPES = {"tensor(float)": np.float32, "tensor(int32)": np.int32, "tensor(uint8)": np.uint8}
 
 
 def open_session(
