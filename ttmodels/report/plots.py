@@ -15,13 +15,17 @@ BLUE, ORANGE, GREY = "#2b6cb0", "#dd6b20", "#a0aec0"
 
 
 def learning_curves(history: Sequence[dict[str, float]], best_epoch: int, measure: str) -> Figure:
-    """Losses, the validation score and the learning rate by epoch, and which epoch was the best."""
+    """Losses, the learning rate and, where clips were held back, the validation score by epoch; which epoch was the
+    best."""
     figure = Figure((10, 3), layout="constrained")
+    there = {key for entry in history for key in entry}
     epochs = np.arange(1, len(history) + 1)
     marker = "o" if len(history) < 30 else ""
 
     def draw(axes: Axes, title: str, **curves: str) -> None:
         for (name, key), colour in zip(curves.items(), (BLUE, ORANGE), strict=False):
+            if key not in there:
+                continue
             values = [entry.get(key, np.nan) for entry in history]
             axes.plot(epochs, values, label=name, color=colour, marker=marker, markersize=3)
         axes.axvline(best_epoch, color=GREY, linestyle=":", label="best epoch")
@@ -30,12 +34,13 @@ def learning_curves(history: Sequence[dict[str, float]], best_epoch: int, measur
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
 
-    losses, scores, rates = figure.subplots(1, 3)
+    losses, rates, *others = figure.subplots(1, 2 + ("valid_score" in there))
     draw(losses, "loss, nats", training="train_loss", validation="valid_loss")
     losses.legend(fontsize=8)
-    draw(scores, f"validation {measure}", score="valid_score")
-    scores.set_ylim(0, 1.02)
     draw(rates, "learning rate", rate="learning_rate")
+    for scores in others:
+        draw(scores, f"validation {measure}", score="valid_score")
+        scores.set_ylim(0, 1.02)
     return figure
 
 

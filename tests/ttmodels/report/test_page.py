@@ -20,6 +20,7 @@ from ttmodels.data.decoded import DecodedClips
 from ttmodels.data.report import data_report
 from ttmodels.evaluate import predict
 from ttmodels.predictions import Predictions
+from ttmodels.report import plots
 from ttmodels.report.page import label_rows, write_report
 
 HISTORY = [
@@ -130,3 +131,14 @@ def test_precision_and_recall_are_scikit_learns(task: str) -> None:
     for i, row in enumerate(rows):
         assert row["precision"] == ("-" if i == 3 else f"{precision[i]:.3f}")
         assert (row["recall"], row["clips"]) == (f"{recall[i]:.3f}", str(clips[i]))
+
+
+def test_curves_are_of_what_was_noted() -> None:
+    def titles(history: list[dict[str, float]]) -> list[str]:
+        return [axes.get_title() for axes in plots.learning_curves(history, 2, "accuracy").axes]
+
+    assert titles(HISTORY) == ["loss, nats", "learning rate", "validation accuracy"]
+    without = [{name: value for name, value in entry.items() if "valid" not in name} for entry in HISTORY]
+    assert titles(without) == ["loss, nats", "learning rate"]
+    losses = plots.learning_curves(without, 2, "accuracy").axes[0]
+    assert [line.get_label() for line in losses.lines] == ["training", "best epoch"]
