@@ -145,10 +145,12 @@ def resumed_run(saved: Checkpoint, given: dict[str, Any]) -> tuple[ModelConfig, 
         "rank": rank,
     }
     more = {"epochs": given["epochs"]} if given.get("epochs", 0) > config.epochs else {}
+    more |= _named(["patience"], given)
     has |= more
     if differ := [name for name, value in _named(has, given).items() if value != has[name]]:
         asked, kept = (", ".join(_spelled(name, values[name]) for name in differ) for values in (given, has))
-        raise ValueError(f"the run to resume has {kept}; got {asked}. Only --epochs may change, to more of them")
+        allowed = "Only --epochs may change, to more of them, and --patience"
+        raise ValueError(f"the run to resume has {kept}; got {asked}. {allowed}")
     return model, dataclasses.replace(config, **more)
 
 

@@ -14,7 +14,8 @@ tensorboard/; test.json, where there are test clips; report/index.html; and the 
 is fitted on validation, so that probabilities mean what they say, and put into best.safetensors.
 
 --resume goes on from OUT/last.safetensors with the configuration in it. Options need not be repeated. Those that are
-may not differ, but for --epochs, which may be raised: the rest of the run then follows the schedule of the new number.
+may not differ, but for --patience, and --epochs, which may be raised: the rest of the run then follows the schedule of
+the new number.
 
 `torchrun --nproc-per-node 2 -m ttmodels.train ...` shares each step's clips out over two processes, which together make
 the steps of one (dropout aside, whose draws differ).

@@ -321,7 +321,7 @@ def test_options_that_differ_from_the_run_to_resume_are_named(
     assert capsys.readouterr().err == (
         "error: the run to resume has --input-modes 3 4 4 12, --epochs 2, --crop 1.0, --hidden 16; "
         "got --input-modes 12 48, --epochs 1, --crop 0.5, --hidden 8. "
-        "Only --epochs may change, to more of them\n"
+        "Only --epochs may change, to more of them, and --patience\n"
     )
     assert run(folder, tmp_path / "run", "--epochs", "2", "--rank", "1000", "--resume") == 0
     assert bare(folder, tmp_path / "new", "--resume") == 2
@@ -405,6 +405,9 @@ def test_a_run_ends_where_no_epoch_is_better_for_long(
     assert bare(folder, out, "--resume") == 0
     assert "nothing left to do: after epoch 1 there were 3 without" in capsys.readouterr().out
     assert checkpoint.load(out / "last.safetensors").progress.epoch == 4
+    assert bare(folder, out, "--resume", "--patience", "5") == 0
+    last = checkpoint.load(out / "last.safetensors")
+    assert (last.progress.epoch, last.train_config.patience) == (6, 5)
 
 
 @pytest.mark.parametrize(
