@@ -142,9 +142,7 @@ class RoundedBackbone(Backbone):
                 assert isinstance(layer, Convolution)
                 value, step = self._convolved(f"{name}.layers.{place}", layer, value, step)
             if block.adds:
-                total = (before - step_before.zero) * step_before.scale + (value - step.zero) * step.scale
-                step = self._steps[name]
-                value = _to_bytes(total / step.scale, step)
+                value, step = _sum(before, step_before, value, step, self._steps[name]), self._steps[name]
         value, step = self._convolved("backbone.top", self.top, value, step)
         return (value - step.zero) * step.scale
 
@@ -155,6 +153,14 @@ class RoundedBackbone(Backbone):
         sums = functional.conv2d(padded, weights.whole.float(), None, layer.stride, groups=layer.groups)
         factor = weights.scale * step.scale / after.scale  # float32, as the scales are
         return _to_bytes((sums + weights.bias.float()[:, None, None]) * factor[:, None, None], after), after
+
+
+def _sum(a: Tensor, step_a: Step, b: Tensor, step_b: Step, after: Step) -> Tensor:
+    """In the order in which the runtime adds: where a value lies between two bytes, all of a still region would else
+    round to the other one."""
+    ratio_a, ratio_b = (np.float32(step.scale) / np.float32(after.scale) for step in (step_a, step_b))
+    fixed = np.float32(after.zero) - (ratio_a * np.float32(step_a.zero) + ratio_b * np.float32(step_b.zero))
+    return (a * float(ratio_a) + (b * float(ratio_b) + float(fixed))).round().clamp(0, BYTE)
 
 
 def _to_bytes(value: Tensor, step: Step) -> Tensor:

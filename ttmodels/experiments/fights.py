@@ -47,8 +47,8 @@ class Fights(VideoExperiment):
         "TT-LSTM": Row("--cell lstm --hidden 64 --rank 4 --difference"),
         "TT-GRU (frames)": Row("--cell gru --hidden 64 --rank 4"),
         "backbone + GRU": Row(f"{dense('gru', 1280, 64)} {BACKBONE} --difference"),
-        "backbone + TT-GRU": Row(f"--cell gru --hidden 64 --rank 8 {BACKBONE} --difference"),
-        "backbone + TT-GRU (frames)": Row(f"--cell gru --hidden 64 --rank 8 {BACKBONE}"),
+        "backbone + TT-GRU": Row(f"--cell gru --hidden 64 --rank 16 {BACKBONE} --difference"),
+        "backbone + TT-GRU (frames)": Row(f"--cell gru --hidden 64 --rank 16 {BACKBONE}"),
     }
 
     def made(self) -> Tree:
