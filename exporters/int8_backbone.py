@@ -142,7 +142,7 @@ class RoundedBackbone(Backbone):
                 assert isinstance(layer, Convolution)
                 value, step = self._convolved(f"{name}.layers.{place}", layer, value, step)
             if block.adds:
-                value, step = _sum(before, step_before, value, step, self._steps[name]), self._steps[name]
+                value, step = added(before, step_before, value, step, self._steps[name]), self._steps[name]
         value, step = self._convolved("backbone.top", self.top, value, step)
         return (value - step.zero) * step.scale
 
@@ -155,12 +155,13 @@ class RoundedBackbone(Backbone):
         return _to_bytes((sums + weights.bias.float()[:, None, None]) * factor[:, None, None], after), after
 
 
-def _sum(a: Tensor, step_a: Step, b: Tensor, step_b: Step, after: Step) -> Tensor:
-    """In the order in which the runtime adds: where a value lies between two bytes, all of a still region would else
-    round to the other one."""
+def added(a: Tensor, step_a: Step, b: Tensor, step_b: Step, after: Step) -> Tensor:
+    """The sum's bytes, rounded where the runtime rounds: after each product and sum in one. Where a value lies between
+    two bytes, all of a still region would else round to the other one."""
     ratio_a, ratio_b = (np.float32(step.scale) / np.float32(after.scale) for step in (step_a, step_b))
     fixed = np.float32(after.zero) - (ratio_a * np.float32(step_a.zero) + ratio_b * np.float32(step_b.zero))
-    return (a * float(ratio_a) + (b * float(ratio_b) + float(fixed))).round().clamp(0, BYTE)
+    total = (b.double() * float(ratio_b) + float(fixed)).float()
+    return (a.double() * float(ratio_a) + total).float().round().clamp(0, BYTE)
 
 
 def _to_bytes(value: Tensor, step: Step) -> Tensor:
