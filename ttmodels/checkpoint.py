@@ -54,8 +54,8 @@ class Progress:
     scaler: dict[str, float] = field(default_factory=dict)
     """State of the scaling of the loss, of a run in fp16."""
 
-    def is_best(self) -> bool:
-        """Whether the last epoch is better than all before, which is then noted; each is, where no clips tell."""
+    def note_if_best(self) -> bool:
+        """Note the last epoch if it is better than all before, and say whether it is; each is, where no clips tell."""
         last = self.history[-1]
         score, loss = last.get("valid_score", math.nan), last.get("valid_loss", math.nan)
         if "valid_score" in last and (score, -loss) <= (self.best_score, -self.best_loss):

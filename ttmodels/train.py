@@ -200,7 +200,7 @@ def train(
         progress.epoch, progress.scaler = epoch + 1, scaler.state_dict()
         with bar.external_write_mode():
             print(line, flush=True)
-        if progress.is_best() and team.first:
+        if progress.note_if_best() and team.first:
             checkpoint.save(out / "best.safetensors", model, config, progress)
         if log is not None:
             checkpoint.save(out / "last.safetensors", model, config, progress, optimizer)
