@@ -28,13 +28,10 @@ def of(model: ClipClassifier) -> tuple[State, ...]:
                          "whose answer needs the end of the clip first")  # fmt: skip
     shape = (config.num_layers, config.hidden_size)
     found = [_state(name, "float32", *shape) for name in ("h", "c")[: model.cells[0].num_states]]
-    if config.difference:
-        sampling, gates = config.sampling, model.projection.out_features
-        found.append(
-            _state("previous", "uint8", sampling.height, sampling.width, 3)
-            if config.backbone
-            else _state("previous", "float32", gates)
-        )
+    if config.difference and config.backbone:
+        found.append(_state("previous", "uint8", config.sampling.height, config.sampling.width, 3))
+    elif config.difference:
+        found.append(_state("previous", "float32", model.projection.out_features))
     if config.pooling == "mean":
         found.append(_state("logits_sum", "float32", len(config.labels)))
     if config.difference or config.pooling == "mean":

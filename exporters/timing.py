@@ -12,11 +12,12 @@ import onnxruntime
 
 from service.engine.provider import CPU, CUDA
 from service.engine.session import session_options
+from service.engine.signature import DTYPES, ONNX
 
 RUNS_A_TURN = 5
 """Timed runs of a contender before the next one's turn; one more before them fills its caches."""
 
-_DTYPES = {"tensor(float)": np.float32, "tensor(int32)": np.int32, "tensor(uint8)": np.uint8}
+_DTYPES = {ONNX[name]: dtype for name, dtype in DTYPES.items()}
 
 
 def open_session(

@@ -42,8 +42,9 @@ def conclude(
     if "test" in said:
         metrics = said["test"].metrics("test", temperature)
         (out / "test.json").write_text(Figures(**dict(metrics), checkpoint_sha256=best.sha256).model_dump_json())
-    if valid is None or why_not_fitted(valid):
-        print(f"temperature 1: none was fitted on validation: {why_not_fitted(valid)}")
+    why = why_not_fitted(valid)
+    if valid is None or why:
+        print(f"temperature 1: none was fitted on validation: {why}")
     else:
         before, after = (valid.reliability(T).error for T in (1.0, temperature))
         print(f"temperature {temperature:.4g}: calibration error on validation {before:.4f} before, {after:.4f} after")

@@ -20,7 +20,7 @@ DTYPES: dict[Datatype, np.dtype[Any]] = {
     "INT32": np.dtype("<i4"),
     "FP32": np.dtype("<f4"),
 }
-_ONNX: dict[Datatype, str] = {"UINT8": "tensor(uint8)", "INT32": "tensor(int32)", "FP32": "tensor(float)"}
+ONNX: dict[Datatype, str] = {"UINT8": "tensor(uint8)", "INT32": "tensor(int32)", "FP32": "tensor(float)"}
 STATES: dict[str, Datatype] = {"float32": "FP32", "int32": "INT32", "uint8": "UINT8"}
 
 
@@ -77,7 +77,7 @@ def check(session: onnxruntime.InferenceSession, expected: Signature, path: Path
         ("outputs", expected.outputs, outputs),
     ):
         came = {node.name: (node.type, tuple(node.shape)) for node in found}
-        asked = {tensor.name: (_ONNX[tensor.datatype], tensor.shape) for tensor in tensors}
+        asked = {tensor.name: (ONNX[tensor.datatype], tensor.shape) for tensor in tensors}
         if came.keys() != asked.keys() or not all(_fits(*came[name], *asked[name]) for name in asked):
             dynamic = {
                 name: (type_, tuple("dynamic" if isinstance(d, str) else d for d in shape))
